@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT
+
+package peer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/fd"
+)
+
+// ErrGone is what a process that has ended is answered with, whoever holds its connection now.
+var ErrGone = errors.New("the process that opened this connection has ended")
+
+// Identity is who a process is at the moment of asking.
+type Identity struct {
+	PID    int
+	UID    uint32 // effective, when it connected
+	Cgroup string // v2 path, from the root of the hierarchy
+	Owner  string // "" outside any unit
+}
+
+// Process is a process that can't be mistaken for a later one with the same PID.
+type Process struct {
+	pidfd   *fd.FD
+	uid     uint32
+	cgroups *Cgroups
+}
+
+// FromConn takes hold of the process that connected. The caller closes it.
+func (c *Cgroups) FromConn(conn *net.UnixConn) (*Process, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var pidfd int
+	var credErr, pidfdErr error
+	if err := raw.Control(func(s uintptr) {
+		if cred, credErr = unix.GetsockoptUcred(int(s), unix.SOL_SOCKET, unix.SO_PEERCRED); credErr == nil {
+			pidfd, pidfdErr = unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		}
+	}); err != nil {
+		return nil, err
+	}
+	if credErr != nil {
+		return nil, fmt.Errorf("SO_PEERCRED: %w", credErr)
+	}
+	if pidfdErr != nil {
+		// ESRCH since Linux 6.5 (net/core/sock.c), EINVAL on some, once the process has been reaped.
+		if errors.Is(pidfdErr, unix.ESRCH) || errors.Is(pidfdErr, unix.EINVAL) {
+			return nil, ErrGone
+		}
+		return nil, fmt.Errorf("SO_PEERPIDFD: %w", pidfdErr)
+	}
+	return &Process{pidfd: fd.New(pidfd), uid: cred.Uid, cgroups: c}, nil
+}
+
+// Identity asks the kernel anew, since a process may be moved to another cgroup while it keeps its connection.
+func (p *Process) Identity() (Identity, error) {
+	id := Identity{UID: p.uid}
+	err := p.pidfd.Use(func(pidfd int) error {
+		// The cgroup that a process had when it ended says nothing: its descriptors live on elsewhere.
+		poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(poll, 0); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("poll of a pidfd: %w", err)
+		} else if n > 0 {
+			return ErrGone
+		}
+		info, err := pidfdInfo(pidfd)
+		if err != nil {
+			return err
+		}
+		id.PID = int(info.Tgid)
+		id.Cgroup, err = p.cgroups.path(pidfd, info)
+		return err
+	})
+	id.Owner = Owner(id.Cgroup)
+	return id, err
+}
+
+// Close lets go of the process.
+func (p *Process) Close() error { return p.pidfd.Close() }
+
+func pidfdInfo(pidfd int) (*unix.PidfdInfo, error) {
+	info := &unix.PidfdInfo{Mask: unix.PIDFD_INFO_PID | unix.PIDFD_INFO_CGROUPID}
+	err := ioctlPidfdInfo(pidfd, info)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("PIDFD_GET_INFO: %w (Linux 6.13 or newer is needed)", err)
+	}
+	if info.Mask&unix.PIDFD_INFO_CGROUPID == 0 {
+		return nil, errors.New("PIDFD_GET_INFO: the kernel did not tell the cgroup")
+	}
+	return info, nil
+}
+
+// Cgroups turns the kernel's numbers of cgroups into paths. Numbers are never used again while a system is up
+// (kernfs ids, fs/kernfs/dir.c, Linux 7.2: generation and inode number), and a v2 cgroup can't be renamed, so what
+// was found stays true. Safe for concurrent use.
+type Cgroups struct {
+	mount string
+
+	mu    sync.Mutex
+	paths map[uint64]string
+}
+
+// cgroupsRemembered bounds the paths that are kept; past it they are looked up anew.
+const cgroupsRemembered = 1024
+
+// FindCgroups looks for the v2 hierarchy: /sys/fs/cgroup, or its v2 side in a hybrid tree.
+func FindCgroups() (*Cgroups, error) {
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	mount, err := parseMountinfo(string(mountinfo))
+	if err != nil {
+		return nil, err
+	}
+	return &Cgroups{mount: mount, paths: map[uint64]string{}}, nil
+}
+
+// parseMountinfo returns where the root of the v2 hierarchy is mounted (proc_pid_mountinfo(5)).
+func parseMountinfo(mountinfo string) (string, error) {
+	for line := range strings.Lines(mountinfo) {
+		front, back, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(front)
+		if ok && strings.HasPrefix(back, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
+			return fields[4], nil
+		}
+	}
+	return "", errors.New("no cgroup v2 hierarchy is mounted, and who asks is told by it; mount one on /sys/fs/cgroup")
+}
+
+// path returns the path of the cgroup that info speaks of.
+//
+// It comes from /proc/PID/cgroup, which needs no privilege (open_by_handle_at needs CAP_DAC_READ_SEARCH: every
+// file of the host). That a PID was read makes no difference: the path is believed only if the directory there
+// has the very number that the pidfd gave.
+func (c *Cgroups) path(pidfd int, info *unix.PidfdInfo) (string, error) {
+	c.mu.Lock()
+	path, ok := c.paths[info.Cgroupid]
+	c.mu.Unlock()
+	if ok {
+		return path, nil
+	}
+	for range 3 {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", info.Tgid))
+		if err != nil {
+			if _, gone := pidfdInfo(pidfd); gone != nil {
+				return "", gone
+			}
+			return "", err
+		}
+		path, ok := parseCgroup(data)
+		if !ok {
+			return "", fmt.Errorf("/proc/%d/cgroup has no line of the v2 hierarchy", info.Tgid)
+		}
+		var stat unix.Stat_t
+		if err := unix.Stat(c.mount+path, &stat); err == nil && stat.Ino == info.Cgroupid {
+			c.remember(info.Cgroupid, path)
+			return path, nil
+		}
+		// It was moved in between, or has ended: ask for its present number.
+		if info, err = pidfdInfo(pidfd); err != nil {
+			return "", err
+		}
+	}
+	return "", fmt.Errorf("the cgroup of process %d can't be told: it keeps changing, or isn't below %s", info.Tgid, c.mount)
+}
+
+func (c *Cgroups) remember(id uint64, path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.paths) >= cgroupsRemembered {
+		clear(c.paths)
+	}
+	c.paths[id] = path
+}
+
+// parseCgroup returns the v2 path in the text of /proc/PID/cgroup (cgroups(7): the line of hierarchy 0).
+func parseCgroup(data []byte) (string, bool) {
+	for line := range bytes.Lines(data) {
+		if path, ok := bytes.CutPrefix(line, []byte("0::")); ok {
+			return string(bytes.TrimSuffix(path, []byte("\n"))), len(path) > 0 && path[0] == '/'
+		}
+	}
+	return "", false
+}

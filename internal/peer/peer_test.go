@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+
+package peer
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
+)
+
+// TestMain lets a copy of this program be the peer: it connects, says so, and stays until its standard input ends.
+func TestMain(m *testing.M) {
+	if path := os.Getenv("PEER_TEST_CONNECT"); path != "" {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		fmt.Println("connected")
+		bufio.NewReader(os.Stdin).ReadByte()
+		return
+	}
+	fdtest.Main(m)
+}
+
+func TestOwner(t *testing.T) {
+	for cgroup, want := range map[string]string{
+		"/":                                           "",
+		"/system.slice":                               "",
+		"/system.slice/vmm.service":                   "/vmm.service",
+		"/a.slice/a-b.slice/vmm.service":              "/vmm.service",
+		"/system.slice/vmm.service/sub/deeper":        "/vmm.service",
+		"/system.slice/vmm.service/other.service":     "/vmm.service/other.service",
+		"/system.slice/_cpu.service":                  "/cpu.service",
+		"/user.slice/user-1000.slice/session-3.scope": "/session-3.scope",
+		"/user.slice/user-1000.slice/user@1000.service/app.slice/cache.service": "/user@1000.service/cache.service",
+		`/machine.slice/machine-qemu\x2d3\x2dvm1.scope/libvirt/vcpu0`:           `/machine-qemu\x2d3\x2dvm1.scope`,
+		"/init.scope":              "/init.scope",
+		"/x/.service":              "",
+		"/x/vmm.service.d":         "",
+		"/x/a b.service":           "",
+		"/x/@.service":             "",
+		"/x/vmm.service (deleted)": "",
+		"/x/" + strings.Repeat("a", 248) + ".service": "",
+	} {
+		if got := Owner(cgroup); got != want {
+			t.Errorf("Owner(%q) = %q, want %q", cgroup, got, want)
+		}
+	}
+	if got := Outermost("/user.slice/user@1000.service/app.slice/cache.service"); got != "user@1000.service" {
+		t.Errorf("Outermost: %q", got)
+	}
+}
+
+func TestParseMountinfo(t *testing.T) {
+	const unified = "24 19 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+	const hybrid = "30 25 0:27 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n" +
+		"31 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n" +
+		"32 30 0:29 /inner /elsewhere rw - cgroup2 cgroup2 rw\n" +
+		"33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+	for mountinfo, want := range map[string]string{unified: "/sys/fs/cgroup", hybrid: "/sys/fs/cgroup/unified"} {
+		if got, err := parseMountinfo(mountinfo); got != want || err != nil {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+	if _, err := parseMountinfo("31 30 0:28 / /sys/fs/cgroup rw - cgroup cgroup rw\n"); err == nil {
+		t.Error("a v1 tree alone was accepted")
+	}
+}
+
+func TestParseCgroup(t *testing.T) {
+	if path, ok := parseCgroup([]byte("9:name=systemd:/x\n0::/system.slice/a.service\n")); path != "/system.slice/a.service" || !ok {
+		t.Errorf("%q, %v", path, ok)
+	}
+	for _, bad := range []string{"", "9:memory:/x\n", "0::\n"} {
+		if path, ok := parseCgroup([]byte(bad)); ok {
+			t.Errorf("%q gave %q", bad, path)
+		}
+	}
+}
+
+// TestIdentity follows one real process: in its unit, moved to another, and dead.
+func TestIdentity(t *testing.T) {
+	cgroups, err := FindCgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if syscall.Geteuid() != 0 || syscall.Access(cgroups.mount, 2) != nil {
+		t.Skipf("making cgroups below %s needs root", cgroups.mount)
+	}
+	base := fmt.Sprintf("/holdfast-test-%d", os.Getpid())
+	first, second := base+"/first.service", base+"/second.service"
+	for _, dir := range []string{base, first, second} {
+		if err := os.Mkdir(cgroups.mount+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(cgroups.mount + dir) })
+	}
+	path := filepath.Join(t.TempDir(), "socket")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+
+	dir, err := os.Open(cgroups.mount + first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	child := exec.Command("/proc/self/exe")
+	child.Env = []string{"PEER_TEST_CONNECT=" + path}
+	child.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := listener.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	process, err := cgroups.FromConn(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer process.Close()
+
+	check := func(cgroup, owner string) {
+		t.Helper()
+		id, err := process.Identity()
+		want := Identity{PID: child.Process.Pid, UID: 0, Cgroup: cgroup, Owner: owner}
+		if err != nil || id != want {
+			t.Errorf("%+v, %v; want %+v", id, err, want)
+		}
+	}
+	check(first, "/first.service")
+	check(first, "/first.service") // from memory
+	if err := os.WriteFile(cgroups.mount+second+"/cgroup.procs", fmt.Appendf(nil, "%d", child.Process.Pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	check(second, "/second.service")
+
+	child.Process.Kill()
+	child.Wait()
+	if id, err := process.Identity(); !errors.Is(err, ErrGone) {
+		t.Errorf("after its death: %+v, %v", id, err)
+	}
+}
