@@ -117,17 +117,35 @@ type Cgroups struct {
 // cgroupsRemembered bounds the paths that are kept; past it they are looked up anew.
 const cgroupsRemembered = 1024
 
-// FindCgroups looks for the v2 hierarchy: /sys/fs/cgroup, or its v2 side in a hybrid tree.
+// FindCgroups looks for the v2 hierarchy.
 func FindCgroups() (*Cgroups, error) {
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	mount, err := parseMountinfo(string(mountinfo))
+	mount, err := CgroupMount()
 	if err != nil {
 		return nil, err
 	}
 	return &Cgroups{mount: mount, paths: map[uint64]string{}}, nil
+}
+
+// CgroupMount returns where the v2 hierarchy is mounted: /sys/fs/cgroup, or another place in a hybrid tree.
+func CgroupMount() (string, error) {
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	return parseMountinfo(string(mountinfo))
+}
+
+// OwnCgroup returns the v2 path of the calling process.
+func OwnCgroup() (string, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	path, ok := parseCgroup(data)
+	if !ok {
+		return "", errors.New("/proc/self/cgroup has no line of the v2 hierarchy")
+	}
+	return path, nil
 }
 
 // parseMountinfo returns where the root of the v2 hierarchy is mounted (proc_pid_mountinfo(5)).

@@ -5,6 +5,7 @@
 package fdtest
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,9 +23,13 @@ import (
 //	func TestMain(m *testing.M) { fdtest.Main(m) }
 //
 // It runs the tests and ends the process. The run fails if an [fd.FD] is still open afterwards, or if the
-// process has a descriptor that it hadn't before.
+// process has a descriptor that it hadn't before. Where benchmarks run, they are not slowed down by remembering
+// where each FD was made.
 func Main(m *testing.M) {
-	fd.Track()
+	flag.Parse()
+	if flag.Lookup("test.bench").Value.String() == "" {
+		fd.Track()
+	}
 	before := descriptors()
 	code := m.Run()
 	if leaks := settle(before); len(leaks) > 0 {

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+DESTDIR  ?=
+PREFIX   ?= /usr
+UNITDIR  ?= /usr/lib/systemd/system
+UDEVDIR  ?= /usr/lib/udev/rules.d
+GO       ?= go
+GOFLAGS_ = -trimpath -ldflags '-s -w -X github.com/holdfast-project/holdfast/internal/version.Version=$(VERSION)'
+
+export CGO_ENABLED = 0
+
+.PHONY: build install test test-fast test-vm lint bench demo demo-kernel clean
+
+build: ## static binaries in bin/
+	mkdir -p bin
+	$(GO) build $(GOFLAGS_) -o bin/ ./cmd/... ./examples/notebook
+
+install: build ## into $(DESTDIR), where a distribution would
+	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
+	install -D -m 0755 bin/holdfastd $(DESTDIR)$(PREFIX)/libexec/holdfastd
+	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/holdfastd.socket packaging/systemd/holdfastd.service
+	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/varlink api/io.holdfast.Sessions.varlink
+	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	bin/holdfast completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/holdfast
+	bin/holdfast completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_holdfast
+	bin/holdfast completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/holdfast.fish
+
+test: test-fast test-vm ## everything, on real kernels too
+
+test-fast: ## what needs no virtual machine
+	$(GO) vet ./...
+	$(GO) test ./...
+
+test-vm: build ## on real kernels and real systemd, in virtual machines
+	$(GO) test -tags vm -timeout 80m -v ./test/vm
+
+lint: ## gofmt, vet for each platform, staticcheck, layering
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "not formatted: $$out"; exit 1; }
+	$(GO) vet ./... && GOARCH=arm64 $(GO) vet ./... && GOOS=darwin $(GO) vet . ./liveupdate
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@2026.1 ./...
+
+bench: build ## speed and memory, as ratios within one run, on a real kernel
+	$(GO) run ./test/bench
+
+demo: demo-kernel
+
+demo-kernel: build ## a service's memory over two updates, 7.2 -> 7.3 -> 7.2
+	$(GO) run ./demo
+
+clean:
+	rm -rf bin

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/holdfast-project/holdfast/internal/fd"
+	"github.com/holdfast-project/holdfast/internal/varlink"
+	"github.com/holdfast-project/holdfast/liveupdate"
+)
+
+// Client talks to the orchestrator. It keeps one connection, and makes a new one when the orchestrator was
+// restarted.
+type Client struct {
+	address string
+
+	mu     sync.Mutex
+	conn   *varlink.Client
+	closed bool
+}
+
+// Dial connects to the orchestrator at [Address], or where $HOLDFAST_ADDRESS says. The caller closes the client.
+func Dial(ctx context.Context) (*Client, error) {
+	address := os.Getenv("HOLDFAST_ADDRESS")
+	if address == "" {
+		address = Address
+	}
+	c := &Client{address: address}
+	if _, err := c.connect(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Client) connect(ctx context.Context) (*varlink.Client, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, os.ErrClosed
+	}
+	if c.conn == nil {
+		conn, err := varlink.Dial(ctx, c.address)
+		if err != nil {
+			return nil, fmt.Errorf("holdfast: %w; is holdfastd.socket started? (systemctl enable --now holdfastd.socket holdfastd.service)", err)
+		}
+		c.conn = conn
+	}
+	return c.conn, nil
+}
+
+func (c *Client) disconnect(conn *varlink.Client) {
+	conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn == conn {
+		c.conn = nil
+	}
+}
+
+// Close ends the connection. Sessions stay as they are.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.conn == nil {
+		return nil
+	}
+	err := c.conn.Close()
+	c.conn = nil
+	return err
+}
+
+// call makes one call, and once more on a new connection if the connection broke: the orchestrator may be restarted
+// at any time. That is safe with every method, since a session whose reply didn't arrive is gone with its descriptor.
+func (c *Client) call(ctx context.Context, op, method string, in any, fds []int, out any) ([]*fd.FD, error) {
+	var err error
+	for range 2 {
+		var conn *varlink.Client
+		if conn, err = c.connect(ctx); err != nil {
+			return nil, err
+		}
+		var got []*fd.FD
+		got, err = conn.Call(ctx, "io.holdfast.Sessions."+method, in, fds, out)
+		var refused *varlink.Error
+		if err == nil {
+			return got, nil
+		}
+		if errors.As(err, &refused) {
+			e := &Error{}
+			if err := refused.Decode(e); err != nil {
+				return nil, fmt.Errorf("holdfast: %s: %w", op, err)
+			}
+			e.Op, e.Kind = op, refused.Name
+			return nil, e
+		}
+		c.disconnect(conn)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, fmt.Errorf("holdfast: %s: %w", op, err)
+}
+
+// sessionReply is io.holdfast.Sessions.Session.
+type sessionReply struct {
+	Name       string `json:"name"`
+	Owner      string `json:"owner"`
+	KernelName string `json:"kernelName"`
+	Direction  string `json:"direction"`
+	Foreign    bool   `json:"foreign"`
+}
+
+// Describe tells what works here.
+func (c *Client) Describe(ctx context.Context) (Description, error) {
+	var d Description
+	fds, err := c.call(ctx, "describe", "Describe", nil, nil, &d)
+	fd.CloseAll(fds)
+	return d, err
+}
+
+// Acquire gets a new outgoing session of the caller's own. The name is 1 to 43 bytes, [A-Za-z0-9][A-Za-z0-9_.@-]*;
+// to 18 where the kernel has no GET_NAME (see [Client.Describe]). It is the caller's own: no other unit's session can
+// have the same kernel name. The context's deadline also bounds how long the orchestrator waits for a busy device;
+// without one that is 5 seconds.
+func (c *Client) Acquire(ctx context.Context, name string) (*Session, error) {
+	op := fmt.Sprintf("acquire %q", name)
+	in := struct {
+		Name        string `json:"name"`
+		TimeoutUSec int64  `json:"timeoutUSec,omitempty"`
+	}{Name: name}
+	if deadline, ok := ctx.Deadline(); ok {
+		in.TimeoutUSec = max(1, time.Until(deadline).Microseconds()*9/10) // the answer takes time too
+	}
+	var out struct {
+		Session               sessionReply `json:"session"`
+		SessionFileDescriptor int          `json:"sessionFileDescriptor"`
+	}
+	fds, err := c.call(ctx, op, "Acquire", in, nil, &out)
+	if err != nil {
+		return nil, err
+	}
+	defer fd.CloseAll(fds)
+	if i := out.SessionFileDescriptor; i < 0 || i >= len(fds) {
+		return nil, fmt.Errorf("holdfast: %s: the answer came without the session's descriptor", op)
+	}
+	lu, err := liveupdate.FromFD(fds[out.SessionFileDescriptor].Raw())
+	if err != nil {
+		return nil, fmt.Errorf("holdfast: %s: %w", op, err)
+	}
+	fds[out.SessionFileDescriptor].Disown() // it is lu's now
+	if lu.Name() != out.Session.KernelName {
+		lu.Close()
+		return nil, fmt.Errorf("holdfast: %s: the answer speaks of session %q and came with %q", op, out.Session.KernelName, lu.Name())
+	}
+	return &Session{name: out.Session.Name, owner: out.Session.Owner, lu: lu, generation: 1}, nil
+}
+
+// Identify tells what a session is, and whether it belongs to the caller's unit. The descriptor stays the caller's.
+func (c *Client) Identify(ctx context.Context, session *os.File) (Identity, error) {
+	var id Identity
+	err := useFile(session, func(raw int) (err error) {
+		id, err = c.identify(ctx, raw)
+		return err
+	})
+	return id, err
+}
+
+func (c *Client) identify(ctx context.Context, raw int) (Identity, error) {
+	in := struct {
+		SessionFileDescriptor int `json:"sessionFileDescriptor"`
+	}{0}
+	var out struct {
+		Session sessionReply `json:"session"`
+		Yours   bool         `json:"yours"`
+	}
+	fds, err := c.call(ctx, "identify", "Identify", in, []int{raw}, &out)
+	fd.CloseAll(fds)
+	if err != nil {
+		return Identity{}, err
+	}
+	id := Identity{
+		Name: out.Session.Name, Owner: out.Session.Owner, KernelName: out.Session.KernelName,
+		Direction: liveupdate.Outgoing, Foreign: out.Session.Foreign, Yours: out.Yours,
+	}
+	if out.Session.Direction == liveupdate.Incoming.String() {
+		id.Direction = liveupdate.Incoming
+	}
+	return id, nil
+}

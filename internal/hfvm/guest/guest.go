@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+
+// Package guest is the half of hfvm that runs inside the virtual machine. One static binary serves
+// under several names: as init of a machine without an operating system, as the service that runs
+// the script, and as the commands that a script calls.
+package guest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where things are in a guest. A script that loads kernels by itself finds the next one at
+// KernelNext, its command line in CmdlineNext, and in Initrd the initrd, if there is one.
+const (
+	Home        = "/hfvm"
+	Agent       = Home + "/agent"
+	ConfigFile  = Home + "/config.json"
+	Script      = Home + "/script"
+	Kernels     = Home + "/kernels" // the images: 1 for odd boots, 2 for even ones
+	Initrd      = Home + "/initrd"
+	KernelNext  = Home + "/kernel-next"
+	CmdlineNext = Home + "/cmdline-next"
+	boots       = Home + "/boots" // the boot ids seen, one a line
+)
+
+// The virtio consoles in the order of QEMU's command line. They are terminals rather than plain
+// virtio ports because a port can be open only once, and background processes share the output.
+const (
+	outputTTY = "/dev/hvc0"
+	hostTTY   = "/dev/hvc1"
+)
+
+// BootWord is the word on the kernel's command line that counts the boots of a guest with no disk.
+const BootWord = "hfvm.boot="
+
+// Config is what the host tells the guest.
+type Config struct {
+	Env     []string // NAME=VALUE, for the script
+	Kernels int      // how many images there are: 1 or 2
+	Disk    bool     // the root file system outlasts a boot
+}
+
+// commands are the names under which the binary is the guest's, with their meaning.
+var commands = map[string]func(args []string) error{
+	"init":            runInit,
+	"hfvm-boot":       runService,
+	"hfvm-kexec-load": kexecLoad,
+	"hfvm-kexec":      kexec,
+	"hfvm-pass":       pass,
+	"hfvm-fail":       fail,
+}
+
+// Commands are the names that have to be on the guest's PATH.
+func Commands() []string {
+	var names []string
+	for name := range commands {
+		if strings.HasPrefix(name, "hfvm-") && name != "hfvm-boot" {
+			names = append(names, name)
+		}
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Main runs the command that the binary was called as. It returns false if that's none of the guest's.
+func Main() bool {
+	name := filepath.Base(os.Args[0])
+	command, ok := commands[name]
+	if !ok || name == "init" && os.Getpid() != 1 {
+		return false
+	}
+	if err := command(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		os.Exit(1)
+	}
+	return true
+}
+
+func readConfig() (Config, error) {
+	var c Config
+	data, err := os.ReadFile(ConfigFile)
+	if err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(data, &c)
+}
+
+// openTTY opens a virtio console raw, so that what is written arrives as it is.
+func openTTY(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err == nil {
+		t.Oflag &^= unix.OPOST
+		t.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
+		err = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return f, nil
+}
+
+// A Message is what the guest tells the host, one JSON object a line.
+type Message struct {
+	Kind string `json:"kind"` // "boot", "pass" or "fail"
+	Boot int    `json:"boot"`
+	Text string `json:"text,omitempty"` // the release of the kernel of a boot; why it failed
+}
+
+func tell(m Message) error {
+	f, err := openTTY(hostTTY)
+	if err != nil {
+		return fmt.Errorf("telling the host: %w", err)
+	}
+	defer f.Close()
+	line, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(line, '\n'))
+	return err
+}
+
+// end tells the verdict and waits for the host to stop the machine, so that nothing comes after it.
+func end(kind, text string) error {
+	n, err := bootNumber()
+	if err != nil {
+		text = fmt.Sprintf("%s (%v)", text, err)
+	}
+	if err := tell(Message{Kind: kind, Boot: n, Text: text}); err != nil {
+		return err
+	}
+	for {
+		if err := unix.Pause(); err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func pass([]string) error { return end("pass", "") }
+
+func fail(args []string) error {
+	text := strings.Join(args, " ")
+	if text == "" {
+		text = "hfvm-fail without a text"
+	}
+	return end("fail", text)
+}

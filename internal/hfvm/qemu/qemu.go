@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+
+// Package qemu runs a guest in QEMU. The guest's disk and images are given as open files, which
+// nothing else needs a name for, and everything ends with this process.
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/hfvm/debian"
+)
+
+// Tool is QEMU's command.
+var Tool = debian.Tool{Name: "qemu-system-x86_64", Package: "qemu-system-x86"}
+
+// AccelVariable names the environment variable with QEMU's accelerator. The default is software
+// emulation: /dev/kvm may open and the guest die early all the same.
+const AccelVariable = "HFVM_ACCEL"
+
+// A Machine is what QEMU is to run. Output gets what is written to the guest's second console,
+// Messages what is written to the third; both are drained to their end before Run returns.
+type Machine struct {
+	Kernel  string
+	Initrd  *os.File // or nil
+	Disk    *os.File // or nil
+	Cmdline string
+	Memory  int // MiB
+
+	Console, Output, Messages func(io.Reader)
+}
+
+// Run runs the machine until it stops by itself or ctx ends. The error is QEMU's own failure, never
+// the guest's.
+func (m *Machine) Run(ctx context.Context) error {
+	accel := os.Getenv(AccelVariable)
+	if accel == "" {
+		accel = "tcg,thread=multi"
+	}
+	var passed []*os.File
+	pass := func(f *os.File) string {
+		passed = append(passed, f)
+		return "/dev/fd/" + strconv.Itoa(2+len(passed)) // ExtraFiles start at 3
+	}
+	args := []string{
+		"-accel", accel, "-cpu", "qemu64,+rdrand,+rdseed", "-smp", "2", "-m", strconv.Itoa(m.Memory),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", m.Kernel, "-append", m.Cmdline,
+		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+	}
+	if m.Initrd != nil {
+		args = append(args, "-initrd", pass(m.Initrd))
+	}
+	if m.Disk != nil {
+		args = append(args, "-drive", "if=none,id=root,format=raw,cache=unsafe,discard=unmap,file.locking=off,file="+pass(m.Disk),
+			"-device", "virtio-blk-pci,drive=root")
+	}
+	streams := []struct {
+		name string
+		read func(io.Reader)
+		args []string
+	}{
+		{"console", m.Console, []string{"-serial", "chardev:console"}},
+		{"output", m.Output, []string{"-device", "virtconsole,chardev=output,nr=0"}},
+		{"messages", m.Messages, []string{"-device", "virtconsole,chardev=messages,nr=1"}},
+	}
+	var readers sync.WaitGroup
+	var ends []*os.File
+	defer func() {
+		for _, f := range ends {
+			f.Close()
+		}
+		readers.Wait()
+	}()
+	for _, s := range streams {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		ends = append(ends, w)
+		args = append(args, "-chardev", "file,id="+s.name+",path="+pass(w))
+		args = append(args, s.args...)
+		readers.Go(func() {
+			s.read(r)
+			r.Close()
+		})
+	}
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, Tool.Name, args...)
+	cmd.ExtraFiles = passed
+	cmd.Stderr = &stderr
+	// Its own process group: a Ctrl-C is for hfvm, which then ends it. If hfvm is killed outright,
+	// the parent-death signal does; that follows the thread that started it, so the thread is kept.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w: %s", Tool.Name, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return nil
+}

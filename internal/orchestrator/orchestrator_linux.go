@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT
+
+// Package orchestrator answers io.holdfast.Sessions. A request reads: who is asking (peer), may it (policy), do it
+// (liveupdate), answer (varlink). It keeps nothing that can't be asked of the kernel again.
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-project/holdfast/api"
+	"github.com/holdfast-project/holdfast/internal/fd"
+	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/policy"
+	"github.com/holdfast-project/holdfast/internal/varlink"
+	"github.com/holdfast-project/holdfast/liveupdate"
+)
+
+const (
+	iface = "io.holdfast.Sessions"
+
+	// waitDefault and waitMax bound how long a call waits for a busy device.
+	waitDefault = 5 * time.Second
+	waitMax     = time.Minute
+
+	// connectionsPerUnit bounds what one unit can take of the server's 4,096 connections. Processes outside any
+	// unit are counted together for each uid.
+	connectionsPerUnit = 2048
+)
+
+// Orchestrator hands out sessions. Its fields must not be changed once it serves.
+type Orchestrator struct {
+	Device  liveupdate.Device
+	Cgroups *peer.Cgroups
+	Version string
+	Log     *slog.Logger
+
+	// nameMax is what the running kernel allows, once it was asked; it can't change under a running daemon.
+	nameMax struct {
+		sync.Mutex
+		bytes int
+	}
+
+	connections struct {
+		sync.Mutex
+		total int
+		units map[string]int
+		idle  *time.Timer
+	}
+}
+
+// Server returns the server of the interface.
+func (o *Orchestrator) Server() *varlink.Server {
+	return &varlink.Server{
+		Vendor: "Holdfast", Product: "holdfastd", Version: o.Version, URL: "https://github.com/holdfast-project/holdfast",
+		Interfaces: []varlink.Interface{{
+			Name:        iface,
+			Description: api.Sessions,
+			Methods: map[string]varlink.Method{
+				"Describe": o.describe,
+				"Acquire":  o.acquire,
+				"Identify": o.identify,
+			},
+		}},
+		Admit: o.admit,
+		Log:   o.Log,
+	}
+}
+
+// admit takes hold of the process that connected, before it can end and its PID be used again.
+func (o *Orchestrator) admit(conn *net.UnixConn) (any, func(), error) {
+	process, err := o.Cgroups.FromConn(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := process.Identity()
+	if err != nil {
+		process.Close()
+		return nil, nil, err
+	}
+	unit := peer.Outermost(id.Cgroup)
+	if unit == "" {
+		unit = fmt.Sprintf("uid %d", id.UID)
+	}
+	if !o.enter(unit) {
+		process.Close()
+		o.Log.Warn("refused a connection", "unit", unit, "pid", id.PID, "reason", fmt.Sprintf("it has %d already", connectionsPerUnit))
+		return nil, nil, notPermitted(fmt.Sprintf("%s has %d connections, which is the most", unit, connectionsPerUnit), policy.BuiltIn)
+	}
+	return process, func() {
+		process.Close()
+		o.leave(unit)
+	}, nil
+}
+
+func (o *Orchestrator) enter(unit string) bool {
+	c := &o.connections
+	c.Lock()
+	defer c.Unlock()
+	if c.units == nil {
+		c.units = map[string]int{}
+		c.idle = time.AfterFunc(time.Hour, debug.FreeOSMemory)
+	}
+	if c.units[unit] >= connectionsPerUnit {
+		return false
+	}
+	c.units[unit]++
+	c.total++
+	c.idle.Stop()
+	return true
+}
+
+func (o *Orchestrator) leave(unit string) {
+	c := &o.connections
+	c.Lock()
+	defer c.Unlock()
+	if c.units[unit]--; c.units[unit] == 0 {
+		delete(c.units, unit)
+	}
+	if c.total--; c.total == 0 {
+		// The memory goes back to the host that a crowd has taken, once it has gone.
+		c.idle.Reset(time.Second)
+	}
+}
+
+// subject is io.holdfast.Sessions.Subject.
+type subject struct {
+	PIDFileDescriptor *int    `json:"pidFileDescriptor"`
+	Owner             *string `json:"owner"`
+}
+
+// session is io.holdfast.Sessions.Session.
+type session struct {
+	Name       string `json:"name,omitempty"`
+	Owner      string `json:"owner,omitempty"`
+	KernelName string `json:"kernelName"`
+	Direction  string `json:"direction"`
+	Parked     bool   `json:"parked"`
+	Foreign    bool   `json:"foreign"`
+}
+
+func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
+	if err := call.Parameters(&struct{}{}); err != nil {
+		return nil, err
+	}
+	reply := struct {
+		Version string `json:"version"`
+		Keeper  string `json:"keeper"`
+		NameMax int    `json:"nameMax"`
+		Problem string `json:"problem,omitempty"`
+	}{Version: o.Version, Keeper: "none", NameMax: name.Max}
+	ctx, cancel := context.WithTimeout(ctx, waitDefault)
+	defer cancel()
+	max, err := o.longestName(ctx)
+	if err == nil {
+		reply.NameMax = max
+	} else if reply.Problem = problem(err); reply.Problem == "" && !errors.Is(err, liveupdate.ErrBusy) {
+		reply.Problem = err.Error()
+	}
+	return &varlink.Reply{Parameters: reply}, nil
+}
+
+// longestName is how long a client's portion of a name may be.
+func (o *Orchestrator) longestName(ctx context.Context) (int, error) {
+	o.nameMax.Lock()
+	defer o.nameMax.Unlock()
+	if o.nameMax.bytes == 0 {
+		features, err := o.Device.Features(ctx)
+		if err != nil {
+			return 0, err
+		}
+		o.nameMax.bytes = features.NameMax - name.Overhead
+	}
+	return o.nameMax.bytes, nil
+}
+
+func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
+	var in struct {
+		Name        string   `json:"name"`
+		Fresh       *bool    `json:"fresh"`
+		Replace     *bool    `json:"replace"`
+		TimeoutUSec *int64   `json:"timeoutUSec"`
+		Subject     *subject `json:"subject"`
+	}
+	if err := call.Parameters(&in); err != nil {
+		return nil, err
+	}
+	wait := waitDefault
+	if t := in.TimeoutUSec; t != nil {
+		if *t < 0 {
+			return nil, varlink.InvalidParameter("timeoutUSec")
+		}
+		wait = time.Duration(min(*t, waitMax.Microseconds())) * time.Microsecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+
+	id, err := o.who(call, in.Subject)
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	rule, err := policy.Allow(id)
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	if err := o.checkName(ctx, in.Name); err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	made, err := o.Device.Create(ctx, name.Kernel(id.Owner, in.Name))
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	o.Log.Info("handed out a session", "owner", id.Owner, "name", in.Name, "kernelName", made.Name(),
+		"pid", id.PID, "uid", id.UID, "rule", rule)
+	return &varlink.Reply{
+		Parameters: struct {
+			Session               session `json:"session"`
+			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
+		}{Session: session{Name: in.Name, Owner: id.Owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
+		FDs: []*fd.FD{fd.New(made.Disown())},
+	}, nil
+}
+
+func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
+	var in struct {
+		SessionFileDescriptor int      `json:"sessionFileDescriptor"`
+		Subject               *subject `json:"subject"`
+	}
+	if err := call.Parameters(&in); err != nil {
+		return nil, err
+	}
+	id, err := o.who(call, in.Subject)
+	if err != nil {
+		return nil, o.refuse(id, "", err)
+	}
+	taken, err := call.TakeFD(in.SessionFileDescriptor, "sessionFileDescriptor")
+	if err != nil {
+		return nil, err
+	}
+	defer call.Drop(taken)
+	asked, err := liveupdate.FromFD(taken.Raw())
+	if err != nil {
+		return nil, visible("", err)
+	}
+	defer asked.Disown() // the descriptor is still taken's
+	direction, err := asked.Direction()
+	if err != nil {
+		return nil, visible("", err)
+	}
+	reply := struct {
+		Session session `json:"session"`
+		Yours   bool    `json:"yours"`
+	}{Session: session{KernelName: asked.Name(), Direction: direction.String()}}
+	digest, portion, ok := name.Parse(asked.Name())
+	reply.Session.Name, reply.Session.Foreign = portion, !ok
+	if ok && id.Owner != "" && digest == name.Digest(id.Owner) {
+		reply.Session.Owner, reply.Yours = id.Owner, true
+	}
+	return &varlink.Reply{Parameters: reply}, nil
+}
+
+// who is the one whose identity counts.
+func (o *Orchestrator) who(call *varlink.Call, subject *subject) (peer.Identity, error) {
+	id, err := call.Peer.(*peer.Process).Identity()
+	if err == nil && subject != nil {
+		err = &policy.Denial{Reason: "no rule lets " + id.Owner + " act for others", Rule: policy.BuiltIn}
+	}
+	return id, err
+}
+
+func (o *Orchestrator) checkName(ctx context.Context, n string) error {
+	if err := name.Check(n, name.Max); err != nil || len(n) <= name.LinkMax {
+		return err
+	}
+	max, err := o.longestName(ctx)
+	if err != nil {
+		return err
+	}
+	return name.Check(n, max)
+}
+
+// refuse logs why somebody gets no session, and returns what it gets to see.
+func (o *Orchestrator) refuse(id peer.Identity, name string, err error) error {
+	var denial *policy.Denial
+	rule := ""
+	if errors.As(err, &denial) {
+		rule = denial.Rule
+	}
+	o.Log.Warn("refused a session", "owner", id.Owner, "name", name, "pid", id.PID, "uid", id.UID,
+		"cgroup", id.Cgroup, "rule", rule, "reason", err.Error())
+	return visible(name, err)
+}
+
+// visible is the varlink error for an error of the layers below. What isn't known is not shown to the client.
+func visible(n string, err error) error {
+	var denial *policy.Denial
+	var noOwner *policy.NoOwner
+	var invalid *name.InvalidError
+	var busy *liveupdate.BusyError
+	var kernel *liveupdate.Error
+	reply := func(kind string, parameters any) error {
+		return &varlink.Error{Name: iface + "." + kind, Parameters: parameters}
+	}
+	switch {
+	case errors.Is(err, peer.ErrGone):
+		return notPermitted(err.Error(), "")
+	case errors.As(err, &noOwner):
+		return reply("NoOwner", map[string]string{"cgroup": noOwner.Cgroup})
+	case errors.As(err, &denial):
+		return notPermitted(denial.Reason, denial.Rule)
+	case errors.As(err, &invalid):
+		return reply("NameInvalid", map[string]string{"name": invalid.Name, "reason": invalid.Reason})
+	case errors.Is(err, liveupdate.ErrNotASession):
+		return reply("NotASession", nil)
+	case errors.Is(err, liveupdate.ErrNameTaken):
+		return reply("NameTaken", map[string]string{"name": n})
+	case errors.As(err, &busy):
+		holder := struct {
+			Holder string `json:"holder,omitempty"`
+		}{}
+		if len(busy.Holders) > 0 {
+			holder.Holder = fmt.Sprintf("process %d (%s)", busy.Holders[0].PID, busy.Holders[0].Comm)
+		}
+		return reply("DeviceBusy", holder)
+	case problem(err) != "" && errors.As(err, &kernel):
+		return reply("KernelNotReady", map[string]string{"problem": problem(err), "hint": kernel.Hint})
+	case errors.As(err, &kernel):
+		var errno syscall.Errno
+		errors.As(err, &errno)
+		return reply("KernelError", map[string]any{"operation": kernel.Op, "errno": int(errno)})
+	}
+	return err
+}
+
+func notPermitted(reason, rule string) *varlink.Error {
+	parameters := struct {
+		Reason string `json:"reason"`
+		Rule   string `json:"rule,omitempty"`
+	}{reason, rule}
+	return &varlink.Error{Name: iface + ".NotPermitted", Parameters: parameters}
+}
+
+// problem is the word for what keeps the kernel from having sessions.
+func problem(err error) string {
+	switch {
+	case errors.Is(err, liveupdate.ErrNoDevice):
+		return "noDevice"
+	case errors.Is(err, liveupdate.ErrNotEnabled):
+		return "notEnabled"
+	case errors.Is(err, liveupdate.ErrHandoverFailed):
+		return "handoverFailed"
+	}
+	return ""
+}

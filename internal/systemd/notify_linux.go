@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoNotifySocket says that nobody listens: the process wasn't started by systemd, or not as a service.
+var ErrNoNotifySocket = errors.New("$NOTIFY_SOCKET is not set: this isn't a service of systemd, or one with NotifyAccess=none")
+
+// Notify sends assignments, one a line, to the service manager (sd_notify(3)). The descriptors stay the caller's.
+func Notify(state string, fds ...int) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return ErrNoNotifySocket
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("notify socket: %w", err)
+	}
+	defer conn.Close()
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if _, _, err := conn.WriteMsgUnix([]byte(state), rights, nil); err != nil {
+		return fmt.Errorf("notify %q: %w", strings.TrimSpace(state), err)
+	}
+	return nil
+}
+
+// Barrier waits until the service manager has handled all that was sent before. It does not tell what came of it.
+func Barrier(ctx context.Context) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	err = Notify("BARRIER=1", int(write.Fd()))
+	write.Close()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { read.Close() })
+	defer stop()
+	// Nothing is ever written: the read ends when the manager closes its copy of the other end.
+	if _, err := read.Read(make([]byte, 1)); errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("waiting for the service manager's barrier: %w", context.Cause(ctx))
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: MIT
+
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// Store is the file descriptor store of the unit that this process runs in.
+type Store struct {
+	Unit     string
+	Max      int    // FileDescriptorStoreMax=
+	Preserve string // FileDescriptorStorePreserve=: no, restart, on-success or yes
+
+	bus *dbus.Conn
+}
+
+// Entry is one descriptor in a store.
+type Entry struct {
+	Name  string
+	Inode uint64 // of the file, in the kernel's own numbers
+	Path  string // the link of the descriptor, as "anon_inode:[luo_session] x"
+}
+
+const (
+	busName      = "org.freedesktop.systemd1"
+	managerPath  = dbus.ObjectPath("/org/freedesktop/systemd1")
+	managerIface = "org.freedesktop.systemd1.Manager"
+	serviceIface = "org.freedesktop.systemd1.Service"
+)
+
+// OpenStore finds the store of this process's own unit. It asks PID 1 over its private socket, so that it works
+// before and without dbus-daemon, or else over the system bus. The caller closes it.
+func OpenStore(ctx context.Context) (*Store, error) {
+	bus, err := connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking PID 1 about the fd store: %w", err)
+	}
+	store, err := describe(ctx, bus)
+	if err != nil {
+		bus.Close()
+		return nil, fmt.Errorf("asking PID 1 about the fd store: %w", err)
+	}
+	return store, nil
+}
+
+func connect(ctx context.Context) (*dbus.Conn, error) {
+	bus, err := dbus.Dial("unix:path=/run/systemd/private", dbus.WithContext(context.WithoutCancel(ctx)))
+	if err != nil {
+		return dbus.ConnectSystemBus(dbus.WithContext(context.WithoutCancel(ctx)))
+	}
+	if err := bus.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err != nil {
+		bus.Close()
+		return nil, err
+	}
+	return bus, nil
+}
+
+func describe(ctx context.Context, bus *dbus.Conn) (*Store, error) {
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	defer unix.Close(self)
+	store := &Store{bus: bus}
+	var path dbus.ObjectPath
+	var invocation []byte
+	err = bus.Object(busName, managerPath).CallWithContext(ctx, managerIface+".GetUnitByPIDFD", 0, dbus.UnixFD(self)).
+		Store(&path, &store.Unit, &invocation)
+	if err != nil {
+		return nil, err
+	}
+	var max uint32
+	for property, dst := range map[string]any{
+		"FileDescriptorStoreMax":      &max,
+		"FileDescriptorStorePreserve": &store.Preserve,
+	} {
+		var value dbus.Variant
+		err := bus.Object(busName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, serviceIface, property).Store(&value)
+		if err == nil {
+			err = value.Store(dst)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s of %s: %w", property, store.Unit, err)
+		}
+	}
+	store.Max = int(max)
+	return store, nil
+}
+
+// Close ends the connection to PID 1. What is stored stays.
+func (s *Store) Close() error { return s.bus.Close() }
+
+// Entries looks at what is in the store now.
+func (s *Store) Entries(ctx context.Context) ([]Entry, error) {
+	// a(suuutuusu), bus_service_method_dump_file_descriptor_store (src/core/dbus-service.c, systemd 262).
+	var dump []struct {
+		Name                 string
+		Mode                 uint32
+		DevMajor, DevMinor   uint32
+		Inode                uint64
+		RDevMajor, RDevMinor uint32
+		Path                 string
+		Flags                uint32
+	}
+	err := s.bus.Object(busName, managerPath).
+		CallWithContext(ctx, managerIface+".DumpUnitFileDescriptorStore", 0, s.Unit).Store(&dump)
+	var failed dbus.Error
+	if errors.As(err, &failed) && failed.Name == "org.freedesktop.systemd1.FileDescriptorStoreDisabled" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking into the fd store of %s: %w", s.Unit, err)
+	}
+	entries := make([]Entry, len(dump))
+	for i, d := range dump {
+		entries[i] = Entry{Name: d.Name, Inode: d.Inode, Path: d.Path}
+	}
+	return entries, nil
+}
+
+// Send asks PID 1 to keep a copy of a descriptor. Whether it did, only Entries tells, after a Barrier.
+//
+// Polling is switched off: PID 1 would else drop a descriptor whose poll shows a hang-up.
+func (s *Store) Send(name string, raw int) error {
+	return Notify("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, raw)
+}
+
+// Remove asks PID 1 to close every entry of that name. It closes them some time after the Barrier.
+func (s *Store) Remove(name string) error {
+	return Notify("FDSTOREREMOVE=1\nFDNAME=" + name)
+}

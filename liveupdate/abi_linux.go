@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+
+package liveupdate
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kernel's ABI, from include/uapi/linux/liveupdate.h of Linux 7.2.13. Each struct starts with its own size;
+// a kernel that knows a longer one takes the shorter, and one that knows a shorter one wants the rest zero.
+// The numbers are _IO(0xBA, nr): neither size nor direction is in them.
+const (
+	ioctlCreateSession   = 0xBA00 // on the device
+	ioctlRetrieveSession = 0xBA01 // on the device
+	ioctlPreserveFD      = 0xBA40 // on a session, as are the following
+	ioctlRetrieveFD      = 0xBA41
+	ioctlFinish          = 0xBA42
+	ioctlGetName         = 0xBA43 // since Linux 7.2
+)
+
+const nameLength = MaxName + 1 // LIVEUPDATE_SESSION_NAME_LENGTH, with the terminating NUL
+
+// deviceArg is struct liveupdate_ioctl_create_session and struct liveupdate_ioctl_retrieve_session.
+type deviceArg struct {
+	size uint32
+	fd   int32 // out
+	name [nameLength]byte
+}
+
+// fileArg is struct liveupdate_session_preserve_fd, where fd goes in, and struct
+// liveupdate_session_retrieve_fd, where it comes out.
+type fileArg struct {
+	size  uint32
+	fd    int32
+	token uint64 // at offset 8 on every architecture: __aligned_u64
+}
+
+// finishArg is struct liveupdate_session_finish.
+type finishArg struct {
+	size     uint32
+	reserved uint32
+}
+
+// nameArg is struct liveupdate_session_get_name.
+type nameArg struct {
+	size     uint32
+	reserved uint32
+	name     [nameLength]byte // out
+}
+
+// ioctl is not tried again after EINTR: should the restoring of a file fail so, it would fail so for ever.
+func ioctl[T deviceArg | fileArg | finishArg | nameArg](fd int, number uintptr, arg *T) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), number, uintptr(unsafe.Pointer(arg))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func createSession(device int, arg *deviceArg) error {
+	arg.size = uint32(unsafe.Sizeof(*arg))
+	return ioctl(device, ioctlCreateSession, arg)
+}
+
+func retrieveSession(device int, arg *deviceArg) error {
+	arg.size = uint32(unsafe.Sizeof(*arg))
+	return ioctl(device, ioctlRetrieveSession, arg)
+}
+
+func preserveFD(session int, token uint64, fd int) error {
+	arg := fileArg{fd: int32(fd), token: token}
+	arg.size = uint32(unsafe.Sizeof(arg))
+	return ioctl(session, ioctlPreserveFD, &arg)
+}
+
+func retrieveFD(session int, token uint64) (int, error) {
+	arg := fileArg{fd: -1, token: token}
+	arg.size = uint32(unsafe.Sizeof(arg))
+	if err := ioctl(session, ioctlRetrieveFD, &arg); err != nil {
+		return -1, err
+	}
+	return int(arg.fd), nil
+}
+
+func finish(session int) error {
+	var arg finishArg
+	arg.size = uint32(unsafe.Sizeof(arg))
+	return ioctl(session, ioctlFinish, &arg)
+}
+
+func getName(session int) (string, error) {
+	var arg nameArg
+	arg.size = uint32(unsafe.Sizeof(arg))
+	if err := ioctl(session, ioctlGetName, &arg); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(arg.name[:]), nil
+}

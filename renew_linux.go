@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+
+package holdfast
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/holdfast-project/holdfast/internal/systemd"
+)
+
+// Renew makes committed memory ready for the next update, in a session of this kernel: one of the previous kernel
+// can't carry anything further. It is done in the order in which a death at any point loses nothing:
+//
+//	retrieve all files → give them to the fd store → finish the incoming session → acquire a new one →
+//	preserve them in it → manifest → store it → release what the fd store has of the old one
+//
+// Memory that is in a stored session of this kernel already, after a restart, is taken up as it is.
+//
+// On success the Session owns what c held, and c is closed. On an error c is as good as before, and Renew may be
+// called again: nothing is lost, but until it has succeeded the memory will not cross an update. The errors to
+// expect are those of [Session.Store], [Committed.Retrieve] and [Client.Acquire]; where the unit can't have an fd store
+// it fails before anything is done.
+func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOption) (*Session, error) {
+	var o renewOptions
+	for _, option := range options {
+		option(&o)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manifestFD == nil || c.manifestFD.Raw() < 0 {
+		return nil, fmt.Errorf("holdfast: renew %q: it is closed", c.manifest.Name)
+	}
+	store, err := openStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	session := &Session{name: c.manifest.Name, owner: c.manifest.Owner, generation: c.manifest.Generation,
+		lu: c.outgoing, files: c.files, manifest: c.manifestFD}
+	if c.outgoing == nil {
+		if session, err = c.renew(ctx, client, store, o.done); err != nil {
+			return nil, err
+		}
+	} else if err := session.storeIn(ctx, store); err != nil {
+		return nil, err
+	}
+	// The session is safe. Whatever fails from here on leaves a little too much in the store, and the next start
+	// does this again.
+	for _, fdname := range c.stale {
+		if err := store.Remove(fdname); err != nil {
+			break
+		}
+	}
+	systemd.Barrier(ctx)
+	for _, s := range c.finished {
+		s.Close()
+	}
+	c.outgoing, c.files, c.manifestFD, c.finished = nil, nil, nil, nil
+	o.done(Released)
+	return session, nil
+}
+
+func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.Store, done func(RenewStep)) (*Session, error) {
+	wrap := func(err error) error { return fmt.Errorf("holdfast: renew %q: %w", c.manifest.Name, err) }
+	if err := c.retrieve(); err != nil {
+		return nil, err
+	}
+	done(Retrieved)
+	if c.incoming != nil {
+		prefix, err := storePrefix(c.incoming.Name())
+		if err != nil {
+			return nil, wrap(err)
+		}
+		old := manifestName(prefix, c.manifest.Generation)
+		if err := keep(ctx, store, append(fileItems(prefix, c.files), item{fdname: old, fd: c.manifestFD})); err != nil {
+			return nil, wrap(err)
+		}
+		c.stale = append(c.stale, old)
+		done(FilesStored)
+		if err := c.incoming.Finish(); err != nil {
+			return nil, wrap(err)
+		}
+		c.finished, c.incoming = append(c.finished, c.incoming), nil
+		done(Finished)
+	}
+	session, err := client.Acquire(ctx, c.manifest.Name)
+	if err != nil {
+		return nil, err
+	}
+	session.generation = c.manifest.Generation + 1
+	done(Acquired)
+	if err := session.take(ctx, c.files, store, done); err != nil {
+		session.Close()
+		return nil, err
+	}
+	closeFiles(c.files)
+	c.manifestFD.Close()
+	return session, nil
+}
+
+// take preserves copies of files, commits and stores.
+func (s *Session) take(ctx context.Context, files []heldFile, store *systemd.Store, done func(RenewStep)) error {
+	for _, file := range files {
+		if err := file.fd.Use(func(raw int) error { return s.preserve(file.name, raw) }); err != nil {
+			return err
+		}
+	}
+	done(Preserved)
+	if err := s.Commit(); err != nil {
+		return err
+	}
+	done(ManifestWritten)
+	if err := s.storeIn(ctx, store); err != nil {
+		return err
+	}
+	done(Stored)
+	return nil
+}
