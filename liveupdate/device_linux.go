@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +25,7 @@ const (
 //
 // While the device is open elsewhere it tries again, until the context's deadline or for [DefaultTimeout].
 func (d Device) Create(ctx context.Context, name string) (*Session, error) {
-	return d.session(ctx, OpCreate, name, createSession)
+	return d.session(ctx, OpCreate, ioctlCreateSession, name)
 }
 
 // Retrieve gets an incoming session by its name, once: the caller then has its only descriptor. What nobody
@@ -34,35 +33,31 @@ func (d Device) Create(ctx context.Context, name string) (*Session, error) {
 //
 // It waits for a busy device as [Device.Create] does.
 func (d Device) Retrieve(ctx context.Context, name string) (*Session, error) {
-	return d.session(ctx, OpRetrieveSession, name, retrieveSession)
+	return d.session(ctx, OpRetrieveSession, ioctlRetrieveSession, name)
 }
 
-func (d Device) session(ctx context.Context, op, name string, call func(int, *deviceArg) error) (*Session, error) {
+func (d Device) session(ctx context.Context, op string, number uintptr, name string) (*Session, error) {
 	if err := checkName(op, name); err != nil {
 		return nil, err
-	}
-	var arg deviceArg
-	copy(arg.name[:], name)
-
-	start := time.Now()
-	expired := ctx.Done()
-	if _, limited := ctx.Deadline(); !limited {
-		timer, cancel := context.WithTimeout(ctx, DefaultTimeout)
-		defer cancel()
-		expired = timer.Done()
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, &Error{Op: op, Name: name, Err: err}
 	}
+	start := time.Now()
+	expired := ctx.Done()
+	if _, limited := ctx.Deadline(); !limited {
+		limit, cancel := context.WithTimeout(ctx, DefaultTimeout)
+		defer cancel()
+		expired = limit.Done()
+	}
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		openErr, callErr := withDevice(d.path(), func(device int) error { return call(device, &arg) })
-		if openErr == nil && callErr == nil {
-			return &Session{fd: fd.New(int(arg.fd)), name: name}, nil
-		}
-		if openErr == nil {
+		raw, openErr, callErr := deviceCall(d.path(), number, name)
+		switch {
+		case callErr != nil:
 			return nil, d.callError(op, name, callErr)
-		}
-		if openErr != unix.EBUSY {
+		case openErr == nil:
+			return &Session{fd: fd.New(raw), name: name}, nil
+		case openErr != unix.EBUSY:
 			return nil, d.openError(op, name, openErr)
 		}
 		// Between half and all of the pause, so that two who wait don't meet again at every try.
@@ -76,20 +71,6 @@ func (d Device) session(ctx context.Context, op, name string, call func(int, *de
 			}
 		}
 	}
-}
-
-// withDevice has the device open for as long as call takes, and for no longer: all others get EBUSY meanwhile. It
-// keeps this process from forking, since a child would have the device open until its exec.
-func withDevice(path string, call func(device int) error) (openErr, callErr error) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	device, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err, nil
-	}
-	callErr = call(device)
-	unix.Close(device)
-	return nil, callErr
 }
 
 // callError is for CREATE_SESSION and RETRIEVE_SESSION (luo_session_create() and luo_session_retrieve() in

@@ -138,11 +138,9 @@ func TestNames(t *testing.T) {
 func TestKernelRefusesInvalidNames(t *testing.T) {
 	needKernel(t)
 	for what, name := range map[string]string{"empty": "", "not terminated": strings.Repeat("x", nameLength)} {
-		var arg deviceArg
-		copy(arg.name[:], name)
-		openErr, callErr := withDevice(DevicePath, func(device int) error { return createSession(device, &arg) })
+		raw, openErr, callErr := deviceCall(DevicePath, ioctlCreateSession, name)
 		if openErr != nil || callErr != unix.EINVAL {
-			t.Errorf("%s: got %v, %v; want EINVAL", what, openErr, callErr)
+			t.Errorf("%s: got %d, %v, %v; want EINVAL", what, raw, openErr, callErr)
 		}
 		_, err := Device{}.Create(t.Context(), name)
 		wantError(t, what, err, ErrNameInvalid)

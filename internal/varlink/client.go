@@ -5,6 +5,7 @@
 package varlink
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,9 +65,27 @@ type outgoing struct {
 }
 
 type incoming struct {
-	Parameters json.RawMessage `json:"parameters"`
-	Error      string          `json:"error"`
-	Continues  bool            `json:"continues"`
+	parameters json.RawMessage
+	err        string
+	continues  bool
+}
+
+// parseReply takes a reply apart. Its parameters share data's memory.
+func parseReply(data []byte) (in incoming, err error) {
+	if !json.Valid(data) || !isObject(data) {
+		return in, errors.New("not a JSON object")
+	}
+	for name, value := range members(data) {
+		switch string(name) {
+		case "parameters":
+			in.parameters = value
+		case "error":
+			err = errors.Join(err, json.Unmarshal(value, &in.err))
+		case "continues":
+			err = errors.Join(err, json.Unmarshal(value, &in.continues))
+		}
+	}
+	return in, err
 }
 
 // Call calls a method and waits for the reply. params marshals to a JSON object, or is nil. fds, at most
@@ -179,21 +198,21 @@ func (c *Client) exchange(frame []byte, fds []int, more bool, reply func(json.Ra
 			return false, err
 		}
 
-		var in incoming
-		if err := json.Unmarshal(m.data, &in); err != nil {
+		in, err := parseReply(m.data)
+		if err != nil {
 			return false, m.refuse(fmt.Errorf("the server's reply is no varlink message: %w", err))
 		}
-		if in.Continues && !more {
+		if in.continues && !more {
 			return false, m.refuse(errors.New("the server's reply is one of many, and one was asked for"))
 		}
-		usable = sendErr == nil && !in.Continues
+		usable = sendErr == nil && !in.continues
 		switch {
-		case in.Error != "":
-			return usable, m.refuse(&Error{Name: in.Error, Parameters: in.Parameters})
+		case in.err != "":
+			return usable, m.refuse(&Error{Name: in.err, Parameters: json.RawMessage(bytes.Clone(in.parameters))})
 		case m.cut:
 			return usable, m.refuse(errors.New("not all of the reply's file descriptors could be received: is this process's limit of open files (RLIMIT_NOFILE) reached?"))
 		}
-		if err := reply(in.Parameters, m.fds); err != nil || !in.Continues {
+		if err := reply(in.parameters, m.fds); err != nil || !in.continues {
 			return usable, err
 		}
 	}

@@ -3,7 +3,6 @@
 package varlink
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 )
@@ -20,10 +19,10 @@ type Error struct {
 // Error is the name with the parameters as JSON, if there are any.
 func (e *Error) Error() string {
 	parameters, err := json.Marshal(e.Parameters)
-	if err != nil || e.Parameters == nil || bytes.Equal(parameters, []byte("{}")) {
-		return e.Name
+	if s := string(parameters); err == nil && s != "null" && s != "{}" {
+		return e.Name + " " + s
 	}
-	return fmt.Sprintf("%s %s", e.Name, parameters)
+	return e.Name
 }
 
 // Decode puts the parameters into dst. Those that dst doesn't have are ignored.

@@ -4,6 +4,7 @@ package varlink
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ const maxDepth = 32
 
 // encode makes a frame of a message, with the NUL that ends it.
 func encode(message any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
+	b := bytes.NewBuffer(make([]byte, 0, 512))
+	e := json.NewEncoder(b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(message); err != nil {
 		return nil, err
@@ -80,17 +81,20 @@ func decodeStrict(data []byte, dst any) *Error {
 }
 
 var (
-	unmarshaler = reflect.TypeFor[json.Unmarshaler]()
-	rawMessage  = reflect.TypeFor[json.RawMessage]()
+	unmarshaler     = reflect.TypeFor[json.Unmarshaler]()
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+	rawMessage      = reflect.TypeFor[json.RawMessage]()
 )
 
 // decodeValue returns the path of what is invalid, or "".
 func decodeValue(data []byte, dst reflect.Value, path string) string {
-	switch t := dst.Type(); {
+	t := dst.Type()
+	p := reflect.PointerTo(t)
+	switch {
 	case t == rawMessage:
 		dst.SetBytes(data)
 		return ""
-	case reflect.PointerTo(t).Implements(unmarshaler):
+	case p.Implements(unmarshaler), p.Implements(textUnmarshaler):
 	case t.Kind() == reflect.Pointer:
 		dst.Set(reflect.New(t.Elem()))
 		return decodeValue(data, dst.Elem(), path)
@@ -98,6 +102,9 @@ func decodeValue(data []byte, dst reflect.Value, path string) string {
 		return decodeObject(data, dst, path)
 	case t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8:
 		return decodeArray(data, dst, path)
+	case t.Kind() == reflect.String && data[0] == '"':
+		dst.SetString(string(unquote(data)))
+		return ""
 	}
 	if isNull(data) || json.Unmarshal(data, dst.Addr().Interface()) != nil {
 		return path

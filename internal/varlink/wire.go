@@ -64,12 +64,21 @@ type wire struct {
 	head, tail files
 
 	control []byte
-	// The arguments and results of recvmsg, which raw.Read calls without an allocation.
+
+	// What raw.Read and raw.Write call, with its arguments and results, so that nothing is allocated.
 	recvmsg func(uintptr) bool
-	space   []byte
-	n, oobn int
-	flags   int
-	err     error
+	in      struct {
+		space   []byte
+		n, oobn int
+		flags   int
+		err     error
+	}
+	sendmsg func(uintptr) bool
+	out     struct {
+		frame, rights []byte // what is left to send
+		wait          bool
+		err           error
+	}
 }
 
 func newWire(conn *net.UnixConn, maxMessage, maxFDs int) *wire {
@@ -84,9 +93,27 @@ func newWire(conn *net.UnixConn, maxMessage, maxFDs int) *wire {
 	}
 	w.recvmsg = func(s uintptr) bool {
 		for {
-			w.n, w.oobn, w.flags, _, w.err = unix.Recvmsg(int(s), w.space, w.control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if w.err != unix.EINTR {
-				return w.err != unix.EAGAIN
+			w.in.n, w.in.oobn, w.in.flags, _, w.in.err = unix.Recvmsg(int(s), w.in.space, w.control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			if w.in.err != unix.EINTR {
+				return w.in.err != unix.EAGAIN
+			}
+		}
+	}
+	w.sendmsg = func(s uintptr) bool {
+		for {
+			var n int
+			n, w.out.err = unix.SendmsgN(int(s), w.out.frame, w.out.rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			switch w.out.err {
+			case nil:
+				w.out.frame, w.out.rights = w.out.frame[n:], nil
+				if len(w.out.frame) == 0 {
+					return true
+				}
+			case unix.EAGAIN:
+				return !w.out.wait
+			case unix.EINTR:
+			default:
+				return true
 			}
 		}
 	}
@@ -171,12 +198,12 @@ func (w *wire) read() error {
 		w.timed = true
 		w.setReadDeadline(time.Now().Add(w.messageTime))
 	}
-	w.space = w.buf[w.end:]
+	w.in.space = w.buf[w.end:]
 	err := w.raw.Read(w.recvmsg)
-	w.space = nil
+	w.in.space = nil
 	switch {
-	case err == nil && w.err != nil:
-		err = os.NewSyscallError("recvmsg", w.err)
+	case err == nil && w.in.err != nil:
+		err = os.NewSyscallError("recvmsg", w.in.err)
 	case w.stopped.Load() && errors.Is(err, os.ErrDeadlineExceeded):
 		err = errStopped
 	}
@@ -184,9 +211,9 @@ func (w *wire) read() error {
 		return err
 	}
 	w.tail = w.received()
-	w.end += w.n
+	w.end += w.in.n
 	switch {
-	case w.n > 0:
+	case w.in.n > 0:
 		return nil
 	case w.end > w.start:
 		return io.ErrUnexpectedEOF
@@ -196,8 +223,8 @@ func (w *wire) read() error {
 
 // received takes the descriptors out of the control messages of the last recvmsg.
 func (w *wire) received() files {
-	f := files{cut: w.flags&unix.MSG_CTRUNC != 0}
-	for rest := w.control[:w.oobn]; len(rest) >= unix.CmsgLen(0); {
+	f := files{cut: w.in.flags&unix.MSG_CTRUNC != 0}
+	for rest := w.control[:w.in.oobn]; len(rest) >= unix.CmsgLen(0); {
 		header, data, next, err := unix.ParseOneSocketControlMessage(rest)
 		if err != nil {
 			break // can't be: the kernel wrote it
@@ -214,38 +241,25 @@ func (w *wire) received() files {
 
 // send writes a frame, and with its first byte the descriptors, which stay the caller's. timeout 0 is for ever.
 func (w *wire) send(frame []byte, fds []int, timeout time.Duration) error {
-	var rights []byte
+	w.out.frame, w.out.rights, w.out.wait = frame, nil, false
 	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
+		w.out.rights = unix.UnixRights(fds...)
 	}
-	wait := false
-	var err error
-	sendmsg := func(s uintptr) bool {
-		for len(frame) > 0 {
-			var n int
-			n, err = unix.SendmsgN(int(s), frame, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-			if err == nil {
-				frame, rights = frame[n:], nil
-			} else if err != unix.EINTR {
-				return err != unix.EAGAIN || !wait
-			}
-		}
-		return true
-	}
-	closed := w.raw.Write(sendmsg)
-	if closed == nil && err == unix.EAGAIN {
-		// Only now does time matter. Timers cost more than most replies.
+	err := w.raw.Write(w.sendmsg)
+	if err == nil && w.out.err == unix.EAGAIN {
+		// Only now does time matter. A timer costs more than most replies.
 		if timeout > 0 {
 			w.conn.SetWriteDeadline(time.Now().Add(timeout))
 			defer w.conn.SetWriteDeadline(time.Time{})
 		}
-		wait = true
-		closed = w.raw.Write(sendmsg)
+		w.out.wait = true
+		err = w.raw.Write(w.sendmsg)
 	}
-	if closed != nil {
-		return closed
+	w.out.frame, w.out.rights = nil, nil
+	if err == nil {
+		err = os.NewSyscallError("sendmsg", w.out.err)
 	}
-	return os.NewSyscallError("sendmsg", err)
+	return err
 }
 
 func (w *wire) setReadDeadline(t time.Time) {
