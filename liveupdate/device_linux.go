@@ -89,9 +89,11 @@ func (d Device) callError(op, name string, err error) error {
 	case err == unix.ENOTTY:
 		e.Kind = ErrNotSupported
 		e.Hint = "make sure that the path is the live update device's"
-	case err == unix.ENOMEM && op == OpCreate:
-		// Up to Linux 7.1 also when there are as many sessions as fit into one array.
+	case err == unix.ENOMEM:
+		// Before the sessions' array could grow also when it was full.
 		e.Hint = "free memory or close sessions that nobody needs; nothing was changed"
+	case err == unix.EMFILE, err == unix.ENFILE:
+		e.Hint = "close descriptors or raise their limit, and try again; nothing was changed"
 	}
 	if e.Hint == "" {
 		e.Hint = fix(e.Kind)
@@ -107,7 +109,7 @@ func (d Device) openError(op, name string, err error) error {
 		e.Kind = ErrHandoverFailed
 		e.Hint = fix(e.Kind)
 	case unix.EACCES, unix.EPERM:
-		e.Hint = "be root, or ask the orchestrator for a session: the device is root's alone"
+		e.Hint = "be root, or get a session's descriptor from somebody who is: the device is root's alone"
 	case unix.ENOENT, unix.ENOTDIR, unix.ENXIO, unix.ENODEV:
 		e.Kind, e.Hint = missing()
 	}

@@ -180,7 +180,7 @@ func (e *BusyError) Error() string {
 		}
 		fmt.Fprintf(&b, " process %d (%q)", h.PID, h.Comm)
 	}
-	b.WriteString("; " + ErrBusy.(*kind).fix)
+	b.WriteString("; " + fix(ErrBusy))
 	return b.String()
 }
 

@@ -163,7 +163,7 @@ func (s *Session) preserveError(session int, token uint64, err error) error {
 	case unix.EFBIG:
 		e.Hint = "the memfd has more pages than can be preserved: split it"
 	case unix.ENOSPC:
-		// Up to Linux 7.1: 128 files.
+		// Before a session's array of files could grow: 128 files.
 		e.Hint = "the session is full: use another one too"
 	case unix.ENOMEM:
 		e.Hint = "free memory; nothing was changed"

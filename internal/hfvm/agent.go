@@ -4,8 +4,11 @@ package hfvm
 
 import (
 	"context"
+	"crypto/sha256"
 	"debug/elf"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,39 +20,33 @@ import (
 // agent is the path of the binary that goes into the guest: this one, if it is static. One that "go
 // run" or "go build" made with cgo is not; then a static one is built from the same source.
 func agent(ctx context.Context, c *cache.Cache) (string, error) {
-	self, err := os.Executable()
+	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return "", err
 	}
-	f, err := elf.Open(self)
+	defer self.Close()
+	f, err := elf.NewFile(self)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
 	if !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return self, nil
+		return os.Executable()
 	}
 	_, here, _, _ := runtime.Caller(0)
 	source := filepath.Join(filepath.Dir(here), "../../cmd/hfvm")
 	if _, err := os.Stat(source); err != nil {
-		return "", fmt.Errorf("%s is no static binary, so it can't go into a guest; build it with CGO_ENABLED=0", self)
+		return "", fmt.Errorf("this hfvm is no static binary, so it can't go into a guest; build it with CGO_ENABLED=0")
 	}
-	// The go command has a cache of its own and knows what has changed.
-	path := filepath.Join(c.Dir, "agent")
-	unlock, err := c.Lock(ctx, "agent")
-	if err != nil {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, self); err != nil {
 		return "", err
 	}
-	defer unlock()
-	log, err := c.NewLog("agent")
-	if err != nil {
-		return "", err
-	}
-	defer log.Close()
-	cmd := log.Command(ctx, "go", "build", "-C", source, "-o", path, ".")
-	cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("building a static hfvm for the guest (see %s): %w", log.Name(), err)
-	}
-	return path, nil
+	dir, err := c.Entry(ctx, "agents/"+hex.EncodeToString(sum.Sum(nil))[:12], func(dir string, log *cache.Log) error {
+		return log.Step(ctx, "building the agent for guests (go build)", func() error {
+			cmd := log.Command(ctx, "go", "build", "-C", source, "-o", filepath.Join(dir, "agent"), ".")
+			cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
+			return cmd.Run()
+		})
+	})
+	return filepath.Join(dir, "agent"), err
 }

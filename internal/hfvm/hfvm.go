@@ -308,8 +308,11 @@ func (o *Options) entries(agent string, images []string) ([]image.Entry, error) 
 	if onDisk {
 		entries = append(entries,
 			image.Symlink(guest.Home+"/hfvm-boot", guest.Agent),
-			image.Text("/etc/systemd/system/hfvm.service", unit, 0o644),
-			image.Symlink("/etc/systemd/system/multi-user.target.wants/hfvm.service", "/etc/systemd/system/hfvm.service"))
+			image.Symlink(guest.Home+"/hfvm-output", guest.Agent),
+			image.Text(units+"/hfvm.service", scriptUnit, 0o644),
+			image.Text(units+"/hfvm-output.service", outputUnit, 0o644),
+			image.Symlink(units+"/multi-user.target.wants/hfvm.service", "../hfvm.service"),
+			image.Symlink(units+"/sysinit.target.wants/hfvm-output.service", "../hfvm-output.service"))
 	}
 	for _, a := range o.Add {
 		src, dst, _ := strings.Cut(a, ":")
@@ -322,9 +325,11 @@ func (o *Options) entries(agent string, images []string) ([]image.Entry, error) 
 	return entries, nil
 }
 
-// unit runs the script. When the machine shuts down only the agent gets the signal, so that it knows
-// why the script ends and passes the signal on. What the script leaves running stays.
-const unit = `[Unit]
+const units = "/etc/systemd/system"
+
+// scriptUnit runs the script. When the machine shuts down only the agent gets the signal, so that it
+// knows why the script ends and passes the signal on. What the script leaves running stays till then.
+const scriptUnit = `[Unit]
 Description=The script of hfvm
 After=basic.target
 
@@ -335,6 +340,18 @@ RemainAfterExit=yes
 KillMode=mixed
 TimeoutStopSec=20
 OOMPolicy=continue
+`
+
+// outputUnit copies the script's output up to the very kexec.
+const outputUnit = `[Unit]
+Description=The output of hfvm
+DefaultDependencies=no
+IgnoreOnIsolate=yes
+SurviveFinalKillSignal=yes
+
+[Service]
+ExecStart=` + guest.Home + `/hfvm-output
+OOMScoreAdjust=-1000
 `
 
 var busybox = debian.Tool{Name: "/bin/busybox", Package: "busybox-static"}

@@ -201,6 +201,7 @@ func (c *connection) send(a answer, fds []*fd.FD) error {
 	}
 	frame, err := encode(a)
 	if err != nil {
+		c.log.Error("A reply can't be made JSON, its connection is closed.", "error", err)
 		return fmt.Errorf("encoding a reply: %w", err)
 	}
 	raw := make([]int, len(fds))

@@ -118,8 +118,9 @@ type serving struct {
 // accept goes on until ctx ends, or with an error that doesn't pass.
 func (v *serving) accept(ctx, calls context.Context, ln *net.UnixListener) error {
 	var delay time.Duration
+	full := false
 	for {
-		if !v.place(ctx) {
+		if !v.place(ctx, &full) {
 			return nil
 		}
 		conn, err := ln.AcceptUnix()
@@ -150,15 +151,19 @@ func (v *serving) accept(ctx, calls context.Context, ln *net.UnixListener) error
 	}
 }
 
-// place takes a place for a connection, or says that ctx has ended. Those for whom there is none are left in the
-// listener's queue: to close one could block, for the descriptors that its peer has sent already.
-func (v *serving) place(ctx context.Context) bool {
+// place takes a place for a connection, if there is one. Those for whom there is none are left in the listener's
+// queue: to close one could block, for the descriptors that its peer has sent already.
+func (v *serving) place(ctx context.Context, full *bool) bool {
 	select {
 	case v.places <- struct{}{}:
+		*full = false
 		return true
 	default:
 	}
-	v.log.Warn("Too many connections, new ones have to wait.", "limit", cap(v.places))
+	if !*full {
+		*full = true
+		v.log.Warn("Too many connections, new ones have to wait.", "limit", cap(v.places))
+	}
 	select {
 	case v.places <- struct{}{}:
 		return true

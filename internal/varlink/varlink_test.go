@@ -262,6 +262,17 @@ func TestServiceInterface(t *testing.T) {
 	}
 }
 
+func TestInterfacesThatDontFit(t *testing.T) {
+	method := func(context.Context, *varlink.Call) (*varlink.Reply, error) { return nil, nil }
+	a := varlink.Interface{Name: "a.b", Description: "interface a.b\n# method C() -> ()\nmethod D() -> ()\n", Methods: map[string]varlink.Method{"C": method}}
+	for _, interfaces := range [][]varlink.Interface{{a}, {{Name: "a.b"}, {Name: "a.b"}}, {{Name: "org.varlink.service"}}} {
+		s := varlink.Server{Interfaces: interfaces}
+		if err := s.Serve(t.Context(), nil); err == nil {
+			t.Errorf("%v are served", interfaces)
+		}
+	}
+}
+
 func TestWhatIsNotThere(t *testing.T) {
 	path, _ := serve(t, &varlink.Server{})
 	c := dial(t, path)
@@ -323,7 +334,7 @@ func TestWrongDescriptorIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	for _, index := range []int{-1, 1, 2, 1 << 40} {
+	for _, index := range []int{-1, 1, 2, 1 << 30} {
 		_, err := c.Call(t.Context(), "io.holdfast.Test.Read", map[string]any{"fileDescriptor": index}, []int{r.Raw()}, nil)
 		wantError(t, err, varlink.ErrInvalidParameter, "parameter", "fileDescriptor")
 	}

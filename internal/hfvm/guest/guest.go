@@ -30,11 +30,10 @@ const (
 	boots       = Home + "/boots" // the boot ids seen, one a line
 )
 
-// The virtio consoles in the order of QEMU's command line. They are terminals rather than plain
-// virtio ports because a port can be open only once, and background processes share the output.
+// Where the guest writes what is for the host: virtio ports, which can be open only once.
 const (
-	outputTTY = "/dev/hvc0"
-	hostTTY   = "/dev/hvc1"
+	outputPort  = "/dev/vport0p1"
+	messagePort = "/dev/vport0p2"
 )
 
 // BootWord is the word on the kernel's command line that counts the boots of a guest with no disk.
@@ -51,6 +50,7 @@ type Config struct {
 var commands = map[string]func(args []string) error{
 	"init":            runInit,
 	"hfvm-boot":       runService,
+	"hfvm-output":     runOutput,
 	"hfvm-kexec-load": kexecLoad,
 	"hfvm-kexec":      kexec,
 	"hfvm-pass":       pass,
@@ -61,7 +61,7 @@ var commands = map[string]func(args []string) error{
 func Commands() []string {
 	var names []string
 	for name := range commands {
-		if strings.HasPrefix(name, "hfvm-") && name != "hfvm-boot" {
+		if strings.HasPrefix(name, "hfvm-") && name != "hfvm-boot" && name != "hfvm-output" {
 			names = append(names, name)
 		}
 	}
@@ -90,46 +90,6 @@ func readConfig() (Config, error) {
 		return c, err
 	}
 	return c, json.Unmarshal(data, &c)
-}
-
-// openTTY opens a virtio console raw, so that what is written arrives as it is.
-func openTTY(name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	if err == nil {
-		t.Oflag &^= unix.OPOST
-		t.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
-		err = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return f, nil
-}
-
-// A Message is what the guest tells the host, one JSON object a line.
-type Message struct {
-	Kind string `json:"kind"` // "boot", "pass" or "fail"
-	Boot int    `json:"boot"`
-	Text string `json:"text,omitempty"` // the release of the kernel of a boot; why it failed
-}
-
-func tell(m Message) error {
-	f, err := openTTY(hostTTY)
-	if err != nil {
-		return fmt.Errorf("telling the host: %w", err)
-	}
-	defer f.Close()
-	line, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(line, '\n'))
-	return err
 }
 
 // end tells the verdict and waits for the host to stop the machine, so that nothing comes after it.

@@ -33,7 +33,7 @@ func prepare() (*exec.Cmd, *os.File, error) {
 	if err := tell(Message{Kind: "boot", Boot: n, Text: unix.ByteSliceToString(uts.Release[:])}); err != nil {
 		return nil, nil, err
 	}
-	out, err := openTTY(outputTTY)
+	out, err := openFIFO()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,6 +111,7 @@ func initSystem() error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
+	go func() { fmt.Fprintln(os.Stderr, "hfvm init: output:", runOutput(nil)) }()
 	config, err := readConfig()
 	if err != nil {
 		return err

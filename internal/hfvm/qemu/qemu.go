@@ -27,8 +27,8 @@ var Tool = debian.Tool{Name: "qemu-system-x86_64", Package: "qemu-system-x86"}
 // emulation: /dev/kvm may open and the guest die early all the same.
 const AccelVariable = "HFVM_ACCEL"
 
-// A Machine is what QEMU is to run. Output gets what is written to the guest's second console,
-// Messages what is written to the third; both are drained to their end before Run returns.
+// A Machine is what QEMU is to run. Output gets what is written to the guest's virtio port 1,
+// Messages what is written to port 2; all are drained to their end before Run returns.
 type Machine struct {
 	Kernel  string
 	Initrd  *os.File // or nil
@@ -55,7 +55,8 @@ func (m *Machine) Run(ctx context.Context) error {
 		"-accel", accel, "-cpu", "qemu64,+rdrand,+rdseed", "-smp", "2", "-m", strconv.Itoa(m.Memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", m.Kernel, "-append", m.Cmdline,
-		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		// The first virtio device, so that its ports are vport0p*.
+		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
 	}
 	if m.Initrd != nil {
 		args = append(args, "-initrd", pass(m.Initrd))
@@ -70,8 +71,8 @@ func (m *Machine) Run(ctx context.Context) error {
 		args []string
 	}{
 		{"console", m.Console, []string{"-serial", "chardev:console"}},
-		{"output", m.Output, []string{"-device", "virtconsole,chardev=output,nr=0"}},
-		{"messages", m.Messages, []string{"-device", "virtconsole,chardev=messages,nr=1"}},
+		{"output", m.Output, []string{"-device", "virtserialport,chardev=output,nr=1"}},
+		{"messages", m.Messages, []string{"-device", "virtserialport,chardev=messages,nr=2"}},
 	}
 	var readers sync.WaitGroup
 	var ends []*os.File

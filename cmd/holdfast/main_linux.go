@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+
+// Command holdfast gets live update sessions for programs, and says what works on a host.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/version"
+)
+
+const long = `holdfast gets live update sessions for programs, and says what works on a host.
+
+A live update replaces the running kernel by kexec. What a program has put into a
+live update session stays in memory, and the program's next incarnation gets it
+back from the new kernel. Sessions are handed out by holdfastd, which works out
+from the caller's cgroup whose they are.
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
+
+Environment:
+  HOLDFAST_ADDRESS   the socket of holdfastd, default ` + holdfast.Address
+
+const example = `  holdfast status
+  systemd-run --unit=cache -p FileDescriptorStoreMax=16 -p FileDescriptorStorePreserve=yes \
+      holdfast acquire ram -- /usr/bin/cache
+  holdfast identify --fd 3`
+
+// exitError ends the program with a status of its own.
+type exitError struct {
+	status int
+	error
+}
+
+func (e *exitError) Unwrap() error { return e.error }
+
+func main() {
+	root := &cobra.Command{
+		Use: "holdfast", Short: "Get live update sessions for programs", Long: long, Example: example,
+		Version:       version.Version,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: cobra.NoArgs,
+	}
+	root.SetVersionTemplate("holdfast {{.Version}}\n")
+	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(), versionCommand())
+	root.InitDefaultCompletionCmd()
+	// It runs once arguments and flags have been found right: what fails before it is wrong usage.
+	understood := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
+	incomplete := func(cmd *cobra.Command, _ []string) error {
+		understood = false
+		return errors.New("a command is missing")
+	}
+	root.RunE = incomplete
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.RunE = incomplete
+	}
+
+	cmd, err := root.ExecuteC()
+	if err == nil {
+		return
+	}
+	text, status := strings.TrimPrefix(err.Error(), "holdfast: "), 1
+	var exit *exitError
+	switch {
+	case !understood:
+		text, status = fmt.Sprintf("%s; see %s --help", text, cmd.CommandPath()), 2
+	case errors.As(err, &exit):
+		status = exit.status
+	}
+	fmt.Fprintln(os.Stderr, "holdfast: "+strings.ReplaceAll(text, "\n", "; "))
+	os.Exit(status)
+}
+
+func versionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the version", Example: "  holdfast version --json",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version.Version})
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "holdfast", version.Version)
+			return err
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func jsonFlag(cmd *cobra.Command, asJSON *bool) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON, for scripts")
+}
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(v)
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/systemd"
+	"github.com/holdfast-project/holdfast/liveupdate"
+)
+
+const longStatus = `Says what works on this host: whether the kernel can carry memory over a live
+update, whether holdfastd answers, whether systemd carries fd stores, and whether a
+kernel is loaded to switch to. It changes nothing, and works without holdfastd too.
+
+Exit status: 0 if sessions can be had; 1 if not, with the reason and what to do
+about it on standard error.
+
+With --json: ready; problem and hint where not ready (the problem is a word:
+noDevice, notEnabled, handoverFailed, noOrchestrator, …); kernel with release,
+device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe answers it,
+or null; systemd with version and carriesStores, or null where it isn't PID 1.`
+
+// carriesStores is the first systemd whose PID 1 takes fd stores across a kexec.
+const carriesStores = 261
+
+// status is what holdfast status --json prints.
+type status struct {
+	Ready   bool   `json:"ready"`
+	Problem string `json:"problem,omitempty"`
+	Hint    string `json:"hint,omitempty"`
+
+	Kernel struct {
+		Release     string `json:"release"`
+		Device      bool   `json:"device"`
+		KexecLoaded bool   `json:"kexecLoaded"`
+	} `json:"kernel"`
+	Orchestrator *orchestratorStatus `json:"orchestrator"`
+	Systemd      *systemdStatus      `json:"systemd"`
+
+	err error // why it isn't ready, as a sentence
+}
+
+type orchestratorStatus struct {
+	Version string `json:"version"`
+	Keeper  string `json:"keeper"`
+	NameMax int    `json:"nameMax"`
+	Problem string `json:"problem,omitempty"`
+}
+
+type systemdStatus struct {
+	Version       string `json:"version,omitempty"`
+	CarriesStores bool   `json:"carriesStores"`
+
+	err error
+}
+
+func statusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say what works on this host, and what is in the way",
+		Long: longStatus, Example: "  holdfast status\n  holdfast status --json | jq .ready",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+			defer cancel()
+			s := look(ctx)
+			out := cmd.OutOrStdout()
+			var err error
+			if asJSON {
+				err = printJSON(out, s)
+			} else {
+				err = s.print(out)
+			}
+			return errors.Join(err, s.err)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func look(ctx context.Context) *status {
+	s := &status{}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err == nil {
+		s.Kernel.Release = unix.ByteSliceToString(uts.Release[:])
+	}
+	_, err := os.Stat(liveupdate.DevicePath)
+	s.Kernel.Device = err == nil
+	loaded, _ := os.ReadFile("/sys/kernel/kexec_loaded") // absent: this kernel has no kexec
+	s.Kernel.KexecLoaded = strings.TrimSpace(string(loaded)) == "1"
+	s.Systemd = lookAtSystemd(ctx)
+
+	description, err := describe(ctx)
+	switch {
+	case err != nil:
+		s.Problem, s.err = "noOrchestrator", err
+	case description.Problem != "":
+		s.Problem, s.err = description.Problem, notReady(description.Problem)
+		fallthrough
+	default:
+		s.Orchestrator = &orchestratorStatus{description.Version, description.Keeper, description.NameMax, description.Problem}
+	}
+	// Without holdfastd it looks for itself: starting it would not help on a kernel that isn't ready.
+	var kernel *holdfast.Error
+	if s.err = explain(s.err); errors.As(s.err, &kernel) && kernel.Kind == holdfast.ErrKernelNotReady.Kind {
+		s.Problem, s.Hint = kernel.Problem, kernel.Hint
+	} else if s.err != nil {
+		_, s.Hint, _ = strings.Cut(s.err.Error(), "; ")
+	}
+	s.Ready = s.err == nil
+	return s
+}
+
+func describe(ctx context.Context) (holdfast.Description, error) {
+	client, err := holdfast.Dial(ctx)
+	if err != nil {
+		return holdfast.Description{}, err
+	}
+	defer client.Close()
+	return client.Describe(ctx)
+}
+
+func lookAtSystemd(ctx context.Context) *systemdStatus {
+	version, err := systemd.Version(ctx)
+	if version == "" && err == nil {
+		return nil
+	}
+	// "262 (262-1)", "262~rc1-1"
+	digits := strings.IndexFunc(version+" ", func(c rune) bool { return c < '0' || c > '9' })
+	number, _ := strconv.Atoi(version[:digits])
+	return &systemdStatus{Version: version, CarriesStores: number >= carriesStores, err: err}
+}
+
+// explain turns the failure of a request into what is behind it: on a kernel without live update, every command says
+// so in the same words.
+func explain(err error) error {
+	var answered *holdfast.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &answered) && answered.Kind == holdfast.ErrKernelNotReady.Kind:
+		e := *answered
+		e.Op = ""
+		return &e
+	case errors.As(err, &answered) && answered.Kind != holdfast.ErrNotASession.Kind:
+		return err
+	}
+	if problem, hint := kernelProblem(); problem != "" {
+		return &holdfast.Error{Kind: holdfast.ErrKernelNotReady.Kind, Problem: problem, Hint: hint}
+	}
+	return err
+}
+
+// notReady is the error for a problem that the orchestrator's Describe named in a word.
+func notReady(problem string) error {
+	e := &holdfast.Error{Kind: holdfast.ErrKernelNotReady.Kind, Problem: problem,
+		Hint: "see the kernel's log (dmesg) for why, and reboot"}
+	if here, hint := kernelProblem(); here == problem {
+		e.Hint = hint
+	}
+	return e
+}
+
+// kernelProblem is what can be told of this kernel without opening the device: the word for what is in the way of
+// sessions, and what to do about it.
+func kernelProblem() (problem, hint string) {
+	err := liveupdate.Device{}.Available()
+	var e *liveupdate.Error
+	if !errors.As(err, &e) {
+		return "", ""
+	}
+	switch {
+	case errors.Is(err, liveupdate.ErrNoDevice):
+		return "noDevice", e.Hint
+	case errors.Is(err, liveupdate.ErrNotEnabled):
+		return "notEnabled", e.Hint
+	}
+	return "", "" // not root, and so not asked
+}
+
+func (s *status) print(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	device := "there is no " + liveupdate.DevicePath
+	if s.Kernel.Device {
+		device = liveupdate.DevicePath + " is there"
+	}
+	line("kernel", "%s, %s", s.Kernel.Release, device)
+	if s.Kernel.KexecLoaded {
+		line("next kernel", "loaded: systemctl kexec switches to it")
+	} else {
+		line("next kernel", "none is loaded")
+	}
+	switch o := s.Orchestrator; {
+	case o == nil:
+		line("orchestrator", "does not answer")
+	default:
+		line("orchestrator", "holdfastd %s, keeper: %s, names of up to %d bytes", o.Version, o.Keeper, o.NameMax)
+	}
+	switch d := s.Systemd; {
+	case d == nil:
+		line("systemd", "is not PID 1: no fd store carries sessions across an update")
+	case d.err != nil:
+		line("systemd", "does not say its version: %v", d.err)
+	case d.CarriesStores:
+		line("systemd", "%s, carries fd stores across an update", d.Version)
+	default:
+		line("systemd", "%s, does not carry fd stores across an update: %d or newer does", d.Version, carriesStores)
+	}
+	if s.Ready {
+		line("sessions", "can be had")
+	} else {
+		line("sessions", "can't be had")
+	}
+	return table.Flush()
+}
