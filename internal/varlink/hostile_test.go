@@ -169,6 +169,7 @@ func TestMessagesThatEndTheConnection(t *testing.T) {
 		{"{}", "method"},
 		{`{"Method":"io.holdfast.Test.Echo"}`, "Method"},
 		{`{"method":1}`, "method"},
+		{`{"":1}`, ""},
 		{`{"method":"a.b","method":"a.b"}`, "method"},
 		{`{"method":"a.b","extra":1}`, "extra"},
 		{`{"method":"a.b","oneway":1}`, "oneway"},

@@ -74,7 +74,7 @@ func isObject(data []byte) bool {
 //
 // A [json.RawMessage] in dst shares data's memory.
 func decodeStrict(data []byte, dst any) *Error {
-	if invalid := decodeObject(data, reflect.ValueOf(dst).Elem(), ""); invalid != "" {
+	if invalid, ok := decodeObject(data, reflect.ValueOf(dst).Elem(), ""); !ok {
 		return InvalidParameter(invalid)
 	}
 	return nil
@@ -86,14 +86,14 @@ var (
 	rawMessage      = reflect.TypeFor[json.RawMessage]()
 )
 
-// decodeValue returns the path of what is invalid, or "".
-func decodeValue(data []byte, dst reflect.Value, path string) string {
+// decodeValue returns the path of what is invalid, if anything is.
+func decodeValue(data []byte, dst reflect.Value, path string) (invalid string, ok bool) {
 	t := dst.Type()
 	p := reflect.PointerTo(t)
 	switch {
-	case t == rawMessage:
+	case t == rawMessage && !isNull(data):
 		dst.SetBytes(data)
-		return ""
+		return "", true
 	case p.Implements(unmarshaler), p.Implements(textUnmarshaler):
 	case t.Kind() == reflect.Pointer:
 		dst.Set(reflect.New(t.Elem()))
@@ -104,17 +104,17 @@ func decodeValue(data []byte, dst reflect.Value, path string) string {
 		return decodeArray(data, dst, path)
 	case t.Kind() == reflect.String && data[0] == '"':
 		dst.SetString(string(unquote(data)))
-		return ""
+		return "", true
 	}
 	if isNull(data) || json.Unmarshal(data, dst.Addr().Interface()) != nil {
-		return path
+		return path, false
 	}
-	return ""
+	return "", true
 }
 
-func decodeObject(data []byte, dst reflect.Value, path string) string {
+func decodeObject(data []byte, dst reflect.Value, path string) (invalid string, ok bool) {
 	if !isObject(data) {
-		return path
+		return path, false
 	}
 	prefix := path
 	if prefix != "" {
@@ -125,38 +125,38 @@ func decodeObject(data []byte, dst reflect.Value, path string) string {
 	for name, value := range members(data) {
 		i, known := fields.byName[string(name)]
 		if !known || seen[i] {
-			return prefix + string(name)
+			return prefix + string(name), false
 		}
 		seen[i] = true
 		f := &fields.all[i]
 		if f.optional && isNull(value) {
 			continue
 		}
-		if invalid := decodeValue(value, dst.Field(f.index), prefix+f.name); invalid != "" {
-			return invalid
+		if invalid, ok := decodeValue(value, dst.Field(f.index), prefix+f.name); !ok {
+			return invalid, false
 		}
 	}
 	for i, f := range fields.all {
 		if !f.optional && !seen[i] {
-			return prefix + f.name
+			return prefix + f.name, false
 		}
 	}
-	return ""
+	return "", true
 }
 
-func decodeArray(data []byte, dst reflect.Value, path string) string {
+func decodeArray(data []byte, dst reflect.Value, path string) (invalid string, ok bool) {
 	if i := skipSpace(data, 0); data[i] != '[' {
-		return path
+		return path, false
 	}
 	dst.Set(reflect.MakeSlice(dst.Type(), 0, 0))
 	for _, value := range members(data) {
 		dst.Grow(1)
 		dst.SetLen(dst.Len() + 1)
-		if invalid := decodeValue(value, dst.Index(dst.Len()-1), path); invalid != "" {
-			return invalid
+		if invalid, ok := decodeValue(value, dst.Index(dst.Len()-1), path); !ok {
+			return invalid, false
 		}
 	}
-	return ""
+	return "", true
 }
 
 type field struct {

@@ -21,7 +21,7 @@ import (
 
 // A thousand clients with large messages: their memory is given back when they wait, and when they are gone.
 func TestMemoryIsGivenBack(t *testing.T) {
-	const clients, length = 1000, 60 << 10
+	const clients, length = 1000, 30 << 10
 	a := newAdmissions()
 	path, _ := serve(t, &varlink.Server{Admit: a.admit})
 	connect(t, path).wantEcho()

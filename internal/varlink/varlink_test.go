@@ -297,6 +297,8 @@ func TestWrongParameters(t *testing.T) {
 		{`{}`, "text"},
 		{`{"text":null}`, "text"},
 		{`{"text":1}`, "text"},
+		{`{"":1}`, ""},
+		{`{"text":"x","inner":{"":1,"count":1}}`, "inner."},
 		{`{"Text":"x"}`, "Text"},
 		{`{"text":"x","text":"y"}`, "text"},
 		{`{"text":"x","extra":1}`, "extra"},
