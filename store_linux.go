@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -132,6 +133,12 @@ func keep(ctx context.Context, store *systemd.Store, items []item) error {
 		return &StoreFullError{Unit: store.Unit, Max: store.Max, Need: need}
 	}
 	for _, i := range missing {
+		// What has its name and is another file was stored by somebody who died before it was committed.
+		if slices.ContainsFunc(entries, func(e systemd.Entry) bool { return e.Name == i.fdname }) {
+			if err := store.Remove(i.fdname); err != nil {
+				return err
+			}
+		}
 		if err := i.fd.Use(func(raw int) error { return store.Send(i.fdname, raw) }); err != nil {
 			return err
 		}

@@ -36,3 +36,12 @@ update() {
 	systemctl kexec
 	exit 0
 }
+
+# wait_for COMMAND...: until it succeeds; a minute is the most
+wait_for() {
+	end=$(($(cut -d. -f1 /proc/uptime) + 60))
+	until "$@" >/dev/null 2>&1; do
+		[ "$(cut -d. -f1 /proc/uptime)" -lt $end ] || fail "after a minute there is still no success of: $*"
+		sleep 0.1 # between looks, so that what is waited for has the processor
+	done
+}

@@ -3,6 +3,8 @@
 # The notebook over a crash, a restart and two updates.
 . /test/lib.sh
 
+came() { [ "$(word came)" = "$1" ]; }
+
 case $HFVM_BOOT in
 1)
 	systemctl enable --now holdfastd.socket holdfastd.service
@@ -12,7 +14,7 @@ case $HFVM_BOOT in
 	notebook fill
 	notebook sum >/root/sum
 	systemctl kill --signal=KILL notebook
-	until notebook status 2>/dev/null | grep -q came=store; do :; done
+	wait_for came store
 	expect "after a crash" "$(cat /root/sum)" "$(notebook sum)"
 	systemctl restart notebook
 	expect "after a restart" "$(cat /root/sum)" "$(notebook sum)"

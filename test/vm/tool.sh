@@ -12,7 +12,7 @@ run() {
 
 # service COMMAND...: the same in a service of its own
 service() {
-	run systemd-run --quiet --wait --pipe --collect --unit=tool-test "$@"
+	run systemd-run --quiet --wait --pipe --collect --expand-environment=no --unit=tool-test "$@"
 }
 
 # fails STATUS PART: the last command failed so, and said why in one line
@@ -51,7 +51,7 @@ case $HFVM_BOOT in
 	say "a session for a command"
 	service holdfast acquire ram -- sh -c '
 		echo "pid $([ $$ = $LISTEN_PID ] && echo mine)" "fds $LISTEN_FDS" "names $LISTEN_FDNAMES"
-		echo "open" $(ls /proc/$$/fd)
+		ls /proc/$$/fd | xargs echo open
 		holdfast identify
 		holdfast acquire ram -- true
 		echo "again $?"

@@ -42,6 +42,8 @@ var masked = []string{
 	"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
 	"e2scrub_reap.service", "fstrim.timer", "man-db.timer", "logrotate.timer",
 	"systemd-tmpfiles-clean.timer",
+	// The kernels have no modules.
+	"modprobe@.service", "systemd-modules-load.service", "kmod-static-nodes.service",
 }
 
 // room is what the file system has free for files that are added to it and written in the guest.

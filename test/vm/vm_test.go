@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+
+//go:build vm
+
+// Package vm runs the scripts of this directory on real kernels with real init systems, by hfvm.
+package vm
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tree is what goes into the guests: what "make install" installs, and the examples and tests.
+var tree string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "holdfast-vm-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	tree = filepath.Join(dir, "tree")
+	for _, command := range [][]string{
+		{"make", "-s", "-C", "../..", "install", "DESTDIR=" + tree},
+		{"install", "-D", "../../bin/notebook", tree + "/usr/bin/notebook"},
+		{"install", "-D", "-m", "0644", "../../examples/notebook/notebook.service", tree + "/usr/lib/systemd/system/notebook.service"},
+		{"install", "-D", "-m", "0644", "lib.sh", tree + "/test/lib.sh"},
+		{"go", "test", "-c", "-o", tree + "/test/liveupdate.test", "../../liveupdate"},
+		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
+	} {
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n%s", strings.Join(command, " "), err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// guest runs a script in a machine of its own. What it prints comes out as it happens, under the test's name.
+func guest(t *testing.T, script string, args ...string) {
+	t.Helper()
+	t.Parallel()
+	start := time.Now()
+	args = append([]string{"run", "--quiet-console", "--add", tree + ":/"}, args...)
+	cmd := exec.Command("../../bin/hfvm", append(args, script)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fmt.Printf("%s: %s\n", t.Name(), lines.Text())
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("hfvm %s: %v", strings.Join(cmd.Args[1:], " "), err)
+	}
+	fmt.Printf("%s: %.0f s\n", t.Name(), time.Since(start).Seconds())
+}
+
+const word = "WORD=kelp"
+
+// The services are on trial for longest, so they go first.
+
+func TestServices(t *testing.T) {
+	guest(t, "services.sh", "--next-kernel", "7.3", "--package", "cron", "--package", "libpam-systemd", "--env", word, "--timeout", "900")
+}
+
+func TestNotebook(t *testing.T) {
+	guest(t, "notebook.sh", "--next-kernel", "7.3", "--env", word, "--timeout", "600")
+}
+
+func TestNotebookWithInitrd(t *testing.T) {
+	guest(t, "notebook.sh", "--next-kernel", "7.3", "--initrd", "dracut", "--env", word, "--timeout", "600")
+}
+
+func TestCClient(t *testing.T) {
+	guest(t, "cclient.sh", "--next-kernel", "7.3", "--package", "gcc", "--package", "libc6-dev", "--package", "libsystemd-dev",
+		"--package", "make", "--package", "pkgconf", "--add", "../../examples/c:/test/c", "--timeout", "600")
+}
+
+func TestTool(t *testing.T) {
+	guest(t, "tool.sh", "--next-kernel", "7.3", "--timeout", "600")
+}
+
+func TestKernelABI(t *testing.T) {
+	guest(t, "liveupdate.sh", "--os", "none", "--next-kernel", "7.3")
+}
+
+func TestDaemon(t *testing.T) {
+	guest(t, "daemon.sh", "--os", "none", "--timeout", "600")
+}
+
+func TestNotEnabled(t *testing.T) {
+	guest(t, "notready.sh", "--os", "none", "--cmdline", "liveupdate=off",
+		"--env", "PROBLEM=notEnabled", "--env", "SENTENCE=live update is not enabled")
+}
+
+func TestNoOrchestrator(t *testing.T) {
+	guest(t, "notready.sh", "--os", "none", "--kernel", "7.2-noluo",
+		"--env", "PROBLEM=noDevice", "--env", "SENTENCE=this kernel has no Live Update Orchestrator")
+}
