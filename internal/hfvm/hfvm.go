@@ -129,8 +129,19 @@ func CheckBuild(kernels, suites, packages []string, initrd string) error {
 	return rootfs.CheckPackages(packages)
 }
 
-// Build puts kernels and root file systems into the cache.
+// Build puts kernels and root file systems into the cache, and has the tools for all of it, and for
+// runs, installed in one go.
 func Build(ctx context.Context, c *cache.Cache, kernels, suites, packages []string, dracut bool) error {
+	tools := []debian.Tool{qemu.Tool, busybox}
+	if len(kernels) > 0 {
+		tools = append(tools, kernel.Tools...)
+	}
+	if len(suites) > 0 {
+		tools = append(tools, rootfs.Tools...)
+	}
+	if err := debian.Need(ctx, c, tools...); err != nil {
+		return err
+	}
 	for _, name := range kernels {
 		path, err := kernel.Image(ctx, c, name)
 		if err != nil {

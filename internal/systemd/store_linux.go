@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/godbus/dbus/v5"
-	"golang.org/x/sys/unix"
 )
 
 // Store is the file descriptor store of the unit that this process runs in.
@@ -33,11 +31,12 @@ const (
 	busName      = "org.freedesktop.systemd1"
 	managerPath  = dbus.ObjectPath("/org/freedesktop/systemd1")
 	managerIface = "org.freedesktop.systemd1.Manager"
+	unitIface    = "org.freedesktop.systemd1.Unit"
 	serviceIface = "org.freedesktop.systemd1.Service"
 )
 
-// OpenStore finds the store of this process's own unit. It asks PID 1 over its private socket, so that it works
-// before and without dbus-daemon, or else over the system bus. The caller closes it.
+// OpenStore finds the store of this process's own unit. As root it asks PID 1 over its private socket, so that
+// it works before and without dbus-daemon, else over the system bus. The caller closes it.
 func OpenStore(ctx context.Context) (*Store, error) {
 	bus, err := connect(ctx)
 	if err != nil {
@@ -52,51 +51,39 @@ func OpenStore(ctx context.Context) (*Store, error) {
 }
 
 func connect(ctx context.Context) (*dbus.Conn, error) {
-	bus, err := dbus.Dial("unix:path=/run/systemd/private", dbus.WithContext(context.WithoutCancel(ctx)))
-	if err != nil {
-		return dbus.ConnectSystemBus(dbus.WithContext(context.WithoutCancel(ctx)))
+	if os.Geteuid() == 0 {
+		return dialPrivate(ctx)
 	}
-	err = bus.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
-	if err == nil {
-		// One round trip before any descriptor is sent: a message that arrives together with the end of the
-		// authentication is read by the same code, which takes descriptors for an attack and hangs up
-		// (bus_socket_read_auth, src/libsystemd/sd-bus/bus-socket.c, systemd 262).
-		err = bus.Object(busName, managerPath).CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err
-	}
-	if err != nil {
-		bus.Close()
-		return nil, err
-	}
-	return bus, nil
+	return dbus.ConnectSystemBus(dbus.WithContext(context.WithoutCancel(ctx)))
 }
 
 func describe(ctx context.Context, bus *dbus.Conn) (*Store, error) {
-	self, err := unix.PidfdOpen(os.Getpid(), 0)
-	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
-	}
-	defer unix.Close(self)
 	store := &Store{bus: bus}
 	var path dbus.ObjectPath
-	var invocation []byte
-	err = bus.Object(busName, managerPath).CallWithContext(ctx, managerIface+".GetUnitByPIDFD", 0, dbus.UnixFD(self)).
-		Store(&path, &store.Unit, &invocation)
-	if err != nil {
+	// 0 is whoever asks, by the pidfd of the connection (method_get_unit_by_pid, src/core/dbus-manager.c, systemd 262).
+	if err := bus.Object(busName, managerPath).CallWithContext(ctx, managerIface+".GetUnitByPID", 0, uint32(0)).Store(&path); err != nil {
 		return nil, err
 	}
-	var max uint32
-	for property, dst := range map[string]any{
-		"FileDescriptorStoreMax":      &max,
-		"FileDescriptorStorePreserve": &store.Preserve,
-	} {
+	get := func(iface, property string, dst any) error {
 		var value dbus.Variant
-		err := bus.Object(busName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, serviceIface, property).Store(&value)
+		err := bus.Object(busName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, property).Store(&value)
 		if err == nil {
 			err = value.Store(dst)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s of %s: %w", property, store.Unit, err)
+			return fmt.Errorf("%s of %s: %w", property, path, err)
 		}
+		return nil
+	}
+	if err := get(unitIface, "Id", &store.Unit); err != nil {
+		return nil, err
+	}
+	var max uint32
+	if err := get(serviceIface, "FileDescriptorStoreMax", &max); err != nil {
+		return nil, err
+	}
+	if err := get(serviceIface, "FileDescriptorStorePreserve", &store.Preserve); err != nil {
+		return nil, err
 	}
 	store.Max = int(max)
 	return store, nil

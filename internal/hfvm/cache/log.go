@@ -111,8 +111,8 @@ func Tail(text []byte, lines int) []byte {
 	return text[at+1:]
 }
 
-// Command is a command whose output goes to the log and whose whole process group ends with ctx, or
-// with this process.
+// Command is a command whose output goes to the log and whose whole process group ends with
+// ctx.
 func (l *Log) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	fmt.Fprintf(l.file, "+ %s %s\n", name, strings.Join(args, " "))
 	cmd := exec.CommandContext(ctx, name, args...)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-project/holdfast/internal/hfvm/cache"
@@ -222,5 +223,6 @@ func missing(tools []Tool) []string {
 			packages = append(packages, t.Package)
 		}
 	}
-	return packages
+	slices.Sort(packages)
+	return slices.Compact(packages)
 }

@@ -84,7 +84,7 @@ func Image(ctx context.Context, c *cache.Cache, name string) (string, error) {
 // so that a kernel in the cache needs no network.
 func resolve(ctx context.Context, c *cache.Cache, series string) (debian.Source, error) {
 	dir, err := c.Entry(ctx, "series/"+series, func(dir string, log *cache.Log) error {
-		if err := debian.Need(ctx, c, tools...); err != nil {
+		if err := debian.Need(ctx, c, Tools...); err != nil {
 			return err
 		}
 		return log.Step(ctx, "looking for the source of kernel "+series, func() error {
@@ -139,7 +139,8 @@ func numbers(series string) (n [2]int) {
 	return n
 }
 
-var tools = []debian.Tool{
+// Tools are what has to be on the machine to build kernels.
+var Tools = []debian.Tool{
 	{Name: "gcc", Package: "gcc"}, {Name: "make", Package: "make"}, {Name: "flex", Package: "flex"},
 	{Name: "bison", Package: "bison"}, {Name: "bc", Package: "bc"}, {Name: "xz", Package: "xz-utils"},
 	{Name: "zstd", Package: "zstd"}, {Name: "tar", Package: "tar"}, {Name: "dpkg-deb", Package: "dpkg"},
@@ -155,7 +156,7 @@ func Tree(c *cache.Cache, s debian.Source) string {
 }
 
 func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source, variant, config, dir string) error {
-	if err := debian.Need(ctx, c, tools...); err != nil {
+	if err := debian.Need(ctx, c, Tools...); err != nil {
 		return err
 	}
 	tree := Tree(c, s)

@@ -56,8 +56,10 @@ type Root struct {
 	Listing image.Listing // what the image holds
 }
 
-var tools = []debian.Tool{
+// Tools are what has to be on the machine to make root file systems.
+var Tools = []debian.Tool{
 	{Name: "mmdebstrap", Package: "mmdebstrap"}, {Name: "mke2fs", Package: "e2fsprogs"},
+	{Name: "debugfs", Package: "e2fsprogs"},
 	{Name: debian.Keyring, Package: "debian-archive-keyring"},
 }
 
@@ -113,7 +115,7 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, suite string, in
 	if os.Getuid() != 0 {
 		return fmt.Errorf("only root can do that (mmdebstrap makes device nodes and files of other users)")
 	}
-	if err := debian.Need(ctx, c, tools...); err != nil {
+	if err := debian.Need(ctx, c, Tools...); err != nil {
 		return err
 	}
 	mirror, err := debian.Mirror(ctx)
@@ -140,7 +142,8 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, suite string, in
 	}
 	args = append(args, suite, tree, fmt.Sprintf("deb [signed-by=%s] %s %s main", debian.Keyring, mirror, suite))
 	if err := log.Step(ctx, "installing "+suite+" ("+fmt.Sprint(len(include))+" packages and what they need)", func() error {
-		return log.Command(ctx, "mmdebstrap", args...).Run()
+		// In a mount namespace of its own, so that nothing stays mounted in the tree however this ends.
+		return log.Command(ctx, "unshare", append([]string{"--mount", "--propagation=private", "mmdebstrap"}, args...)...).Run()
 	}); err != nil {
 		return err
 	}

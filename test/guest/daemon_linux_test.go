@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+
+package guest
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-project/holdfast"
+)
+
+// patience is how long anything may take that has to happen. Nothing here takes as long unless it hangs.
+const patience = 30 * time.Second
+
+// socket is the listening socket, which outlives the daemon as holdfastd.socket does.
+type socket struct {
+	file *os.File
+	log  *os.File
+}
+
+func listen(t *testing.T) *socket {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(holdfast.Address), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: holdfast.Address, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	if err := os.Chmod(holdfast.Address, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	file, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		log.Close()
+		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("the end of holdfastd's log:\n%s", text[max(0, len(text)-4096):])
+		}
+	})
+	return &socket{file, log}
+}
+
+// daemon is a holdfastd.
+type daemon struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it was reaped
+}
+
+// start starts a holdfastd on the socket, as systemd does. The shell is there for $LISTEN_PID.
+func (s *socket) start(t *testing.T) *daemon {
+	t.Helper()
+	d := &daemon{ended: make(chan struct{})}
+	d.cmd = exec.Command("/bin/sh", "-c", "export LISTEN_PID=$$; exec /usr/libexec/holdfastd")
+	d.cmd.Env = []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=holdfastd.socket"}
+	d.cmd.ExtraFiles = []*os.File{s.file}
+	d.cmd.Stderr = s.log
+	startIn(t, d.cmd, holdfastd)
+	go func() {
+		d.cmd.Wait()
+		close(d.ended)
+	}()
+	t.Cleanup(func() { d.kill(t) })
+	return d
+}
+
+// serve is a socket with a daemon that answers.
+func serve(t *testing.T) *daemon {
+	t.Helper()
+	d := listen(t).start(t)
+	c := dial(t)
+	defer c.close()
+	c.call(t, "org.varlink.service.GetInfo", `{}`)
+	return d
+}
+
+func (d *daemon) pid() int { return d.cmd.Process.Pid }
+
+// kill returns when nothing is left of the daemon.
+func (d *daemon) kill(t *testing.T) {
+	t.Helper()
+	d.cmd.Process.Kill()
+	d.wait(t)
+}
+
+func (d *daemon) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-d.ended:
+	case <-time.After(patience):
+		t.Fatalf("holdfastd (process %d) did not end", d.pid())
+	}
+}
+
+// descriptors are what the daemon has open.
+func (d *daemon) descriptors(t *testing.T) []string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", d.pid())
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			targets = append(targets, e.Name()+" -> "+target)
+		}
+	}
+	slices.Sort(targets)
+	return targets
+}
+
+// back waits until the daemon has as many descriptors as before. There's no event for that: the calls in between
+// leave it the processor.
+func (d *daemon) back(t *testing.T, c *connection, before []string) {
+	t.Helper()
+	var now []string
+	for start := time.Now(); time.Since(start) < patience; {
+		if now = d.descriptors(t); len(now) <= len(before) {
+			break
+		}
+		c.call(t, "org.varlink.service.GetInfo", `{}`)
+	}
+	if len(now) != len(before) {
+		t.Fatalf("the daemon had %d descriptors before:\n\t%s\nand has %d:\n\t%s",
+			len(before), strings.Join(before, "\n\t"), len(now), strings.Join(now, "\n\t"))
+	}
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+
+package guest
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// trace follows the system calls of all of a process's threads.
+type trace struct {
+	pid int
+	// at is called at each stop, from the tracer's thread. The thread in question stands still. When it returns
+	// false the process is let go.
+	at func(stop *syscallStop) bool
+
+	finish atomic.Bool
+	ended  chan error
+}
+
+// syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The union
+// in it is read as that of an entry: Nr and Args; at an exit Nr is the result.
+type syscallStop struct {
+	op   uint8
+	_    [3]byte
+	_    uint32
+	_, _ uint64
+	nr   uint64
+	args [6]uint64
+	_    uint64
+
+	tid int
+}
+
+func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENTRY }
+
+// startTrace returns once all threads of the process are traced.
+func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
+	t.Helper()
+	tr := &trace{pid: pid, at: at, ended: make(chan error, 1)}
+	attached := make(chan error)
+	go func() {
+		// The thread ends with this goroutine, and with it the tracing.
+		runtime.LockOSThread()
+		err := tr.attach()
+		attached <- err
+		if err == nil {
+			tr.ended <- tr.run()
+		}
+	}()
+	if err := <-attached; err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+// end lets the process go, if at has not done so.
+func (tr *trace) end(t *testing.T) {
+	t.Helper()
+	tr.finish.Store(true)
+	// A signal that the Go runtime takes for nothing, and that wakes the tracer.
+	if err := unix.Kill(tr.pid, unix.SIGURG); err != nil && err != unix.ESRCH {
+		t.Fatal(err)
+	}
+	if err := <-tr.ended; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (tr *trace) attach() error {
+	seized := map[int]bool{}
+	for {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", tr.pid))
+		if err != nil {
+			return err
+		}
+		before := len(seized)
+		for _, entry := range entries {
+			tid, err := strconv.Atoi(entry.Name())
+			if err != nil {
+				return err
+			}
+			if seized[tid] {
+				continue
+			}
+			// Threads that these make are traced from their start on.
+			err = ptrace(unix.PTRACE_SEIZE, tid, 0, unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_TRACESYSGOOD)
+			if err == unix.EPERM && len(seized) > 0 {
+				seized[tid] = true // that is such a thread
+				continue
+			}
+			if err == nil {
+				err = ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0)
+			}
+			if err != nil && err != unix.ESRCH {
+				return fmt.Errorf("tracing thread %d: %w", tid, err)
+			}
+			seized[tid] = true
+		}
+		if len(seized) == before {
+			return nil
+		}
+	}
+}
+
+// run serves the stops. It waits for nothing else, so that whoever started the process reaps it.
+func (tr *trace) run() error {
+	for {
+		info := struct {
+			signo, errno, code, _ int32
+			pid, uid              int32
+			status                int32
+			_                     [100]byte
+		}{}
+		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WSTOPPED|unix.WALL|unix.WNOTHREAD, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.ECHILD && tr.finish.Load():
+			return nil // there's nothing left to trace
+		case err != nil:
+			return fmt.Errorf("waiting for a traced thread: %w", err)
+		}
+		tid, status, signal := int(info.pid), info.status, 0
+		switch {
+		case status == int32(unix.SIGTRAP)|0x80:
+			stop := &syscallStop{tid: tid}
+			err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Offsetof(stop.tid), uintptr(unsafe.Pointer(stop)))
+			runtime.KeepAlive(stop)
+			if err == nil && !tr.at(stop) {
+				return nil
+			}
+		case status>>8 == 0:
+			signal = int(status)
+		}
+		if tr.finish.Load() {
+			return nil
+		}
+		if err := ptrace(unix.PTRACE_SYSCALL, tid, 0, uintptr(signal)); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("resuming traced thread %d: %w", tid, err)
+		}
+	}
+}
+
+// text reads a string of the process's, as an argument of a system call.
+func (tr *trace) text(tid int, address uint64) string {
+	b := make([]byte, 64)
+	if n, err := unix.PtracePeekData(tid, uintptr(address), b); err != nil || n < len(b) {
+		return ""
+	}
+	return unix.ByteSliceToString(b)
+}
+
+func ptrace(request, tid int, address, data uintptr) error {
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), address, data, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
