@@ -7,6 +7,8 @@
 // memory is in it, so what comes back is whole; with more than one file a manifest should say so, which the Go
 // library writes.
 
+#define _GNU_SOURCE // memfd_create
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -5,7 +5,6 @@
 package hfvm
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -211,20 +210,11 @@ func Run(ctx context.Context, c *cache.Cache, o Options, stdout io.Writer) error
 		_, _ = io.Copy(withoutCR{w}, r)
 	}
 	m.Messages = func(r io.Reader) {
-		for lines := bufio.NewScanner(r); lines.Scan(); {
-			var msg guest.Message
-			if err := json.Unmarshal(lines.Bytes(), &msg); err != nil {
-				continue // noise of a console that is just being set up
-			}
-			if last.Kind == "pass" || last.Kind == "fail" {
-				continue
-			}
-			if last = msg; msg.Kind == "boot" {
-				fmt.Fprintf(stderr, "hfvm: boot %d, kernel %s, script starts after %.1f s\n", msg.Boot, msg.Text, time.Since(start).Seconds())
-				continue
-			}
-			stop()
+		for messages := json.NewDecoder(r); messages.Decode(&last) == nil && last.Kind == "boot"; {
+			fmt.Fprintf(stderr, "hfvm: boot %d, kernel %s, script starts after %.1f s\n", last.Boot, last.Text, time.Since(start).Seconds())
+			last.Text = ""
 		}
+		stop() // a verdict, or QEMU has ended
 	}
 	if err := m.Run(running); err != nil {
 		return err

@@ -82,9 +82,7 @@ func eachKill(t *testing.T, call func() (*liveupdate.Session, error), after func
 				harmed = false
 			}
 		}
-		if err := <-k.ended; err != nil {
-			t.Fatal(err)
-		}
+		k.wait(t)
 		probe.close()
 
 		next := dial(t)
@@ -176,4 +174,3 @@ func TestKilledAtEachSystemCallOfTheLibrarysAcquire(t *testing.T) {
 			}
 		})
 }
-

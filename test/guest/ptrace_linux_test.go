@@ -22,7 +22,8 @@ type trace struct {
 	at func(stop *syscallStop) bool
 
 	finish atomic.Bool
-	ended  chan error
+	ended  chan struct{} // closed when err says how it went
+	err    error
 }
 
 // syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The union
@@ -44,7 +45,7 @@ func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENT
 // startTrace returns once all threads of the process are traced.
 func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
 	t.Helper()
-	tr := &trace{pid: pid, at: at, ended: make(chan error, 1)}
+	tr := &trace{pid: pid, at: at, ended: make(chan struct{})}
 	attached := make(chan error)
 	go func() {
 		// The thread ends with this goroutine, and with it the tracing.
@@ -52,7 +53,8 @@ func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
 		err := tr.attach()
 		attached <- err
 		if err == nil {
-			tr.ended <- tr.run()
+			tr.err = tr.run()
+			close(tr.ended)
 		}
 	}()
 	if err := <-attached; err != nil {
@@ -69,8 +71,15 @@ func (tr *trace) end(t *testing.T) {
 	if err := unix.Kill(tr.pid, unix.SIGURG); err != nil && err != unix.ESRCH {
 		t.Fatal(err)
 	}
-	if err := <-tr.ended; err != nil {
-		t.Fatal(err)
+	tr.wait(t)
+}
+
+// wait returns when the tracing is over.
+func (tr *trace) wait(t *testing.T) {
+	t.Helper()
+	<-tr.ended
+	if tr.err != nil {
+		t.Fatal(tr.err)
 	}
 }
 
@@ -164,4 +173,3 @@ func ptrace(request, tid int, address, data uintptr) error {
 	}
 	return nil
 }
-

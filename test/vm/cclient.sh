@@ -10,7 +10,7 @@ expect_memo() {
 
 case $HFVM_BOOT in
 1)
-	make -C /src CFLAGS="-O2 -Wall -Wextra -Werror" install
+	make -C /src CFLAGS="-O2 -Wall -Wextra -Werror" install || fail "make"
 	systemctl enable --now holdfastd.socket holdfastd.service memo.service
 	expect_memo 1 new
 	systemctl restart memo.service

@@ -14,28 +14,28 @@ import (
 )
 
 // prepare is a process that will run the script of this boot, not started yet.
-func prepare() (*exec.Cmd, *os.File, error) {
+func prepare() (*exec.Cmd, error) {
 	n, err := bootNumber()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	config, err := readConfig()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := os.WriteFile(Home+"/boot", fmt.Appendln(nil, n), 0o644); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := tell(Message{Kind: "boot", Boot: n, Text: unix.ByteSliceToString(uts.Release[:])}); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	out, err := openFIFO()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cmd := exec.Command(Script)
 	cmd.Dir = "/"
@@ -50,23 +50,18 @@ func prepare() (*exec.Cmd, *os.File, error) {
 		}
 	}
 	cmd.Stdout, cmd.Stderr = out, out
-	return cmd, out, nil
+	return cmd, nil
 }
 
-// scriptEnded is the verdict that the script's end is: only a failure is one.
-func scriptEnded(err error) error {
-	if err == nil {
-		return nil
-	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		status := exit.Sys().(unix.WaitStatus)
-		if status.Signaled() {
-			return end("fail", fmt.Sprintf("the script was killed by %s", unix.SignalName(status.Signal())))
-		}
+// ended is the verdict that the script's end is: only a failure is one.
+func ended(status unix.WaitStatus) error {
+	switch {
+	case status.Signaled():
+		return end("fail", fmt.Sprintf("the script was killed by %s", unix.SignalName(status.Signal())))
+	case status.ExitStatus() != 0:
 		return end("fail", fmt.Sprintf("the script ended with exit status %d", status.ExitStatus()))
 	}
-	return end("fail", fmt.Sprintf("the script couldn't be run: %v", err))
+	return nil
 }
 
 // runService is the service hfvm.service. Once it is being stopped, because the machine shuts down,
@@ -74,22 +69,21 @@ func scriptEnded(err error) error {
 func runService([]string) error {
 	stopping := make(chan os.Signal, 1)
 	signal.Notify(stopping, unix.SIGTERM)
-	cmd, out, err := prepare()
+	cmd, err := prepare()
 	if err != nil {
 		return end("fail", fmt.Sprintf("preparing the script: %v", err))
 	}
-	defer out.Close()
 	if err := cmd.Start(); err != nil {
-		return scriptEnded(err)
+		return end("fail", fmt.Sprintf("starting the script: %v", err))
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
 	select {
-	case err := <-ended:
-		return scriptEnded(err)
+	case <-done:
+		return ended(cmd.ProcessState.Sys().(unix.WaitStatus))
 	case <-stopping:
 		_ = cmd.Process.Signal(unix.SIGTERM)
-		<-ended
+		<-done
 		return nil
 	}
 }
@@ -123,13 +117,13 @@ func initSystem() error {
 	if err := prepareNext(config, BootOf(string(cmdline)), string(cmdline)); err != nil {
 		return err
 	}
-	cmd, _, err := prepare()
+	cmd, err := prepare()
 	if err != nil {
 		return err
 	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return scriptEnded(err)
+		return fmt.Errorf("starting the script: %w", err)
 	}
 	// Everybody's orphans end up here, and the script is one child among them.
 	for {
@@ -138,14 +132,13 @@ func initSystem() error {
 		switch {
 		case err == unix.EINTR:
 		case err == unix.ECHILD:
-			// The script is over and left nobody behind who could end the run.
-			return end("fail", fmt.Sprintf("the script of boot %d ended with status 0, and neither hfvm-pass nor hfvm-fail was called nor a kexec made", BootOf(string(cmdline))))
+			return errors.New("the script ended with status 0 and left nobody behind, and there was no hfvm-pass, hfvm-fail or kexec")
 		case err != nil:
 			return err
-		case pid == cmd.Process.Pid && status.Signaled():
-			return end("fail", fmt.Sprintf("the script was killed by %s", unix.SignalName(status.Signal())))
-		case pid == cmd.Process.Pid && status.ExitStatus() != 0:
-			return end("fail", fmt.Sprintf("the script ended with exit status %d", status.ExitStatus()))
+		case pid == cmd.Process.Pid:
+			if err := ended(status); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -142,8 +142,10 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, suite string, in
 	}
 	args = append(args, suite, tree, fmt.Sprintf("deb [signed-by=%s] %s %s main", debian.Keyring, mirror, suite))
 	if err := log.Step(ctx, "installing "+suite+" ("+fmt.Sprint(len(include))+" packages and what they need)", func() error {
-		// In a mount namespace of its own, so that nothing stays mounted in the tree however this ends.
-		return log.Command(ctx, "unshare", append([]string{"--mount", "--propagation=private", "mmdebstrap"}, args...)...).Run()
+		// In a mount namespace of its own, so that nothing stays mounted in the tree however this
+		// ends. In a chroot, / is no mount, and can't be made private nor has to be.
+		return log.Command(ctx, "unshare", append([]string{"--mount", "--propagation=unchanged", "sh", "-c",
+			`mount --make-rprivate / || true; exec mmdebstrap "$@"`, "mmdebstrap"}, args...)...).Run()
 	}); err != nil {
 		return err
 	}
