@@ -135,7 +135,9 @@ func (c *Client) Acquire(ctx context.Context, name string) (*Session, error) {
 		TimeoutUSec int64  `json:"timeoutUSec,omitempty"`
 	}{Name: name}
 	if deadline, ok := ctx.Deadline(); ok {
-		in.TimeoutUSec = max(1, time.Until(deadline).Microseconds()*9/10) // the answer takes time too
+		// The answer, with who holds a busy device, takes time too.
+		left := time.Until(deadline)
+		in.TimeoutUSec = max(1, (left - min(left/2, 500*time.Millisecond)).Microseconds())
 	}
 	var out struct {
 		Session               sessionReply `json:"session"`

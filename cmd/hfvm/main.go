@@ -47,7 +47,8 @@ In the guest the script finds
 
 A script that loads kernels by itself finds the next one at /hfvm/kernel-next, the
 command line for it in /hfvm/cmdline-next, and /hfvm/initrd where there is one;
-/hfvm/boot has the number of the boot.
+/hfvm/boot has the number of the boot. What any other unit writes to the FIFO
+/run/hfvm/output comes out as the script's output does, up to the kexec.
 
 The kernels of odd boots are --kernel, of even ones --next-kernel. A kernel is a
 series, 7.2, which is built from the source in Debian's archive (or from that of
@@ -56,7 +57,8 @@ the nearest newer series there); 7.2-noluo, the same without LUO; or a bzImage.
 The exit status is 0 only after hfvm-pass; 1 if the run failed: by hfvm-fail, a
 script that ends with a status other than 0, a panic, a guest that powers off or
 reboots without a verdict, or at --timeout; 2 for wrong usage. A script that ends
-with status 0 and without a verdict decides nothing: a kexec may be under way.`
+with status 0 and without a verdict decides nothing, as a kexec may be under way
+(with --os none it has failed if no process is left).`
 
 const example = `  cat > hello.sh <<'EOF'
   #!/bin/sh -e
@@ -146,9 +148,9 @@ func runCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.Kernel, "kernel", "7.2", "kernel of the odd boots: `SERIES`, SERIES-noluo or the path of a bzImage")
-	f.StringVar(&o.NextKernel, "next-kernel", "", "kernel of the even boots (default that of --kernel)")
-	f.StringVar(&o.OS, "os", "forky", "root file system: forky, trixie, or none for an init and busybox")
-	f.StringVar(&o.Initrd, "initrd", "none", "initrd: dracut, with systemd in it, or none")
+	f.StringVar(&o.NextKernel, "next-kernel", "", "kernel of the even boots: `SERIES` or path (default that of --kernel)")
+	f.StringVar(&o.OS, "os", "forky", "root file `SYSTEM`: forky, trixie, or none for an init and busybox")
+	f.StringVar(&o.Initrd, "initrd", "none", "`INITRD`: dracut, with systemd in it, or none")
 	f.IntVar(&o.Memory, "memory", 1024, "the guest's memory in `MIB`")
 	f.StringArrayVar(&o.Packages, "package", nil, "install this Debian package too (repeatable); `NAME`s make an image of their own in the cache")
 	f.StringArrayVar(&o.Add, "add", nil, "put a file or a whole tree into the guest, owned by root (repeatable): `SRC:DST`")
@@ -181,8 +183,8 @@ func buildCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringArrayVar(&kernels, "kernel", nil, "`SERIES` or SERIES-noluo (repeatable)")
-	f.StringArrayVar(&suites, "os", nil, "root file system (repeatable): forky or trixie")
-	f.StringVar(&initrd, "initrd", "none", "dracut: root file systems with an initrd")
+	f.StringArrayVar(&suites, "os", nil, "root file `SYSTEM` (repeatable): forky or trixie")
+	f.StringVar(&initrd, "initrd", "none", "`INITRD`: dracut for root file systems with an initrd")
 	f.StringArrayVar(&packages, "package", nil, "root file systems with this Debian package too (repeatable): `NAME`")
 	return cmd
 }

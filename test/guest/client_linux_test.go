@@ -92,7 +92,7 @@ func (c *connection) receive() (*reply, error) {
 			return r, nil
 		}
 		n, oobn, flags, _, err := c.ReadMsgUnix(buffer, control)
-		if errors.Is(err, unix.ECONNRESET) || n == 0 && err == nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || n == 0 && err == nil {
 			err = io.EOF
 		}
 		if err == io.EOF && len(c.unread) > 0 {

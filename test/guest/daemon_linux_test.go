@@ -10,10 +10,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/fd"
 )
 
 // patience is how long anything may take that has to happen. Nothing here takes as long unless it hangs.
@@ -59,22 +63,21 @@ func listen(t *testing.T) *socket {
 // daemon is a holdfastd.
 type daemon struct {
 	cmd   *exec.Cmd
-	ended chan struct{} // closed when it was reaped
+	pidfd *fd.FD
 }
 
 // start starts a holdfastd on the socket, as systemd does. The shell is there for $LISTEN_PID.
 func (s *socket) start(t *testing.T) *daemon {
 	t.Helper()
-	d := &daemon{ended: make(chan struct{})}
+	pidfd := -1
+	d := &daemon{}
 	d.cmd = exec.Command("/bin/sh", "-c", "export LISTEN_PID=$$; exec /usr/libexec/holdfastd")
 	d.cmd.Env = []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=holdfastd.socket"}
 	d.cmd.ExtraFiles = []*os.File{s.file}
 	d.cmd.Stderr = s.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	startIn(t, d.cmd, holdfastd)
-	go func() {
-		d.cmd.Wait()
-		close(d.ended)
-	}()
+	d.pidfd = fd.New(pidfd)
 	t.Cleanup(func() { d.kill(t) })
 	return d
 }
@@ -98,13 +101,24 @@ func (d *daemon) kill(t *testing.T) {
 	d.wait(t)
 }
 
+// wait returns when the daemon has ended and nothing is left of it. Nobody waits for the process before that: the
+// kernel would tell the waiting thread of a stop that is for the tracer (wait_task_stopped in kernel/exit.c, Linux 7.3).
 func (d *daemon) wait(t *testing.T) {
 	t.Helper()
-	select {
-	case <-d.ended:
-	case <-time.After(patience):
-		t.Fatalf("holdfastd (process %d) did not end", d.pid())
+	if d.cmd.ProcessState != nil {
+		return
 	}
+	poll := []unix.PollFd{{Fd: int32(d.pidfd.Raw()), Events: unix.POLLIN}}
+	for start := time.Now(); poll[0].Revents == 0; {
+		if time.Since(start) > patience {
+			t.Fatalf("holdfastd (process %d) did not end", d.pid())
+		}
+		if _, err := unix.Poll(poll, int(patience.Milliseconds())); err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+	}
+	d.cmd.Wait()
+	d.pidfd.Close()
 }
 
 // descriptors are what the daemon has open.

@@ -42,6 +42,10 @@ type syscallStop struct {
 
 func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENTRY }
 
+// The main thread stays with the main goroutine, which runs no test: a tracer's thread has to end, for what is traced
+// to be let go, and Go never ends the main thread.
+func init() { runtime.LockOSThread() }
+
 // startTrace returns once all threads of the process are traced.
 func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
 	t.Helper()
@@ -119,7 +123,7 @@ func (tr *trace) attach() error {
 	}
 }
 
-// run serves the stops. It waits for nothing else, so that whoever started the process reaps it.
+// run serves the stops. It doesn't reap the process: see [daemon.wait].
 func (tr *trace) run() error {
 	for {
 		info := struct {

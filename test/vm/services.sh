@@ -60,7 +60,7 @@ case $HFVM_BOOT in
 	[ "$mine" != "$theirs" ] || fail "two units got one kernel name, $mine"
 	# The descriptor goes to the second unit through the first one's process moving there.
 	out=$(in_unit holder2 holdfast acquire ram -- sh -c '
-		echo $$ >/sys/fs/cgroup/system.slice/hfvm.service/cgroup.procs
+		echo 0 >/sys/fs/cgroup/system.slice/hfvm.service/cgroup.procs
 		varlinkctl call --push-fd=3 '"$address $sessions"'.Identify "{\"sessionFileDescriptor\":0}"')
 	expect_in "another's session" '"yours":false' "$out"
 	expect_in "another's session" '"name":"ram"' "$out"

@@ -89,19 +89,25 @@ case $HFVM_BOOT in
 	expect_in "the hint" "systemd-run --unit=UNIT -p FileDescriptorStoreMax=16" "$out"
 	service --uid=nobody holdfast acquire x -- true
 	fails 1 "only uid 0 may have sessions (rule: built-in)"
-	# Without logind's PAM module nobody tells a user's manager this.
+	# Without logind's PAM module nobody tells a user's manager its directory, and there is no bus for systemd-run.
 	mkdir /etc/systemd/system/user@0.service.d
 	printf '[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/0\n' >/etc/systemd/system/user@0.service.d/runtime.conf
 	systemctl daemon-reload
+	cat >/etc/systemd/user/tool-test.service <<-'END'
+		[Service]
+		Type=oneshot
+		ExecStart=holdfast acquire x -- true
+		StandardError=file:/run/tool-test
+	END
 	systemctl start user@0.service
-	export XDG_RUNTIME_DIR=/run/user/0
-	run systemd-run --user --quiet --wait --pipe --collect --unit=tool-test holdfast acquire x -- true
+	XDG_RUNTIME_DIR=/run/user/0 systemctl --user start tool-test.service || status=$?
+	out=$(cat /run/tool-test)
 	fails 1 "is below user.slice"
 	systemctl stop user@0.service
 
 	say "the device is busy"
 	exec 9<>/dev/liveupdate
-	service holdfast acquire x --timeout 300ms -- true
+	service holdfast acquire x --timeout 2s -- true
 	fails 1 "/dev/liveupdate is open elsewhere"
 	exec 9>&-
 	service holdfast acquire x -- true

@@ -41,11 +41,11 @@ func busServer() error {
 		return err
 	}
 	defer conn.Close()
-	null, err := os.Open(os.DevNull)
+	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	if err := conn.Export(busService{dbus.UnixFD(null.Fd())}, busPath, busName); err != nil {
+	if err := conn.Export(busService{dbus.UnixFD(null)}, busPath, busName); err != nil {
 		return err
 	}
 	if _, err := conn.RequestName(busName, dbus.NameFlagDoNotQueue); err != nil {

@@ -24,11 +24,11 @@ func rawServer() error {
 	if err != nil {
 		return err
 	}
-	null, err := os.Open(os.DevNull)
+	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	rights := unix.UnixRights(int(null.Fd()))
+	rights := unix.UnixRights(null)
 	buf, control := make([]byte, 4096), make([]byte, 64)
 	for {
 		if _, _, _, _, err := conn.(*net.UnixConn).ReadMsgUnix(buf, control); err != nil {
