@@ -19,7 +19,9 @@ build: ## static binaries in bin/
 install: build ## into $(DESTDIR), where a distribution would
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
 	install -D -m 0755 bin/holdfastd $(DESTDIR)$(PREFIX)/libexec/holdfastd
-	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/holdfastd.socket packaging/systemd/holdfastd.service
+	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/holdfastd.socket
+	sed 's#/usr/libexec#$(PREFIX)/libexec#' packaging/systemd/holdfastd.service > $(DESTDIR)$(UNITDIR)/holdfastd.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfastd.service
 	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/varlink api/io.holdfast.Sessions.varlink
 	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
@@ -36,10 +38,10 @@ test-fast: ## what needs no virtual machine
 test-vm: build ## on real kernels and real systemd, in virtual machines
 	$(GO) test -tags vm -timeout 80m -v ./test/vm
 
-lint: ## gofmt, vet for each platform, staticcheck, layering
+lint: ## gofmt, vet for each platform, staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "not formatted: $$out"; exit 1; }
 	$(GO) vet ./... && GOARCH=arm64 $(GO) vet ./... && GOOS=darwin $(GO) vet . ./liveupdate
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@2026.1 ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
 bench: build ## speed and memory, as ratios within one run, on a real kernel
 	$(GO) run ./test/bench

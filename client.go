@@ -12,7 +12,7 @@ type Description struct {
 	Version string `json:"version"` // of the orchestrator
 	Keeper  string `json:"keeper"`  // what it keeps parked sessions with; "none" where it keeps none
 	NameMax int    `json:"nameMax"` // the longest name that may be asked for, in bytes
-	Problem string `json:"problem"` // empty where sessions can be had; else why not, in a sentence with the fix
+	Problem string `json:"problem"` // empty where sessions can be had; else noDevice, notEnabled, handoverFailed, or an error's text
 }
 
 // Identity is what a session is.

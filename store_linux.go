@@ -72,6 +72,8 @@ func openStore(ctx context.Context) (*systemd.Store, error) {
 		return nil, &NoStoreError{Reason: "systemd didn't say", Err: err}
 	}
 	switch {
+	case !systemd.CarriesStores(store.Version):
+		err = &NoStoreError{Unit: store.Unit, Reason: fmt.Sprintf("systemd %s gives up its fd stores at a kexec; 261 or newer is needed", store.Version)}
 	case store.Max == 0:
 		err = &NoStoreError{Unit: store.Unit, Reason: "it has FileDescriptorStoreMax=0; set it to 16 or more in [Service], and FileDescriptorStorePreserve=yes"}
 	case store.Preserve != "yes" && store.Preserve != "on-success":

@@ -40,7 +40,8 @@ func (d Device) session(ctx context.Context, op string, number uintptr, name str
 	if err := checkName(op, name); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
+	// A deadline that has passed still leaves one try.
+	if err := ctx.Err(); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return nil, &Error{Op: op, Name: name, Err: err}
 	}
 	start := time.Now()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -33,7 +32,7 @@ noDevice, notEnabled, handoverFailed, noOrchestrator, …); kernel with release,
 device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe answers it,
 or null; systemd with version and carriesStores, or null where it isn't PID 1.`
 
-// carriesStores is the first systemd whose PID 1 takes fd stores across a kexec.
+// carriesStores is for the text; systemd.CarriesStores decides.
 const carriesStores = 261
 
 // status is what holdfast status --json prints.
@@ -138,10 +137,7 @@ func lookAtSystemd(ctx context.Context) *systemdStatus {
 	if version == "" && err == nil {
 		return nil
 	}
-	// "262 (262-1)", "262~rc1-1"
-	digits := strings.IndexFunc(version+" ", func(c rune) bool { return c < '0' || c > '9' })
-	number, _ := strconv.Atoi(version[:digits])
-	return &systemdStatus{Version: version, CarriesStores: number >= carriesStores, err: err}
+	return &systemdStatus{Version: version, CarriesStores: systemd.CarriesStores(version), err: err}
 }
 
 // explain turns the failure of a request into what is behind it: on a kernel without live update, every command says

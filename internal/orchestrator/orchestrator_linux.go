@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,14 +28,34 @@ import (
 const (
 	iface = "io.holdfast.Sessions"
 
-	// waitDefault and waitMax bound how long a call waits for a busy device.
+	// waitMin and waitMax bound how long a call waits for a busy device. Who doesn't want to wait gets one try.
+	waitMin     = 10 * time.Millisecond
 	waitDefault = 5 * time.Second
 	waitMax     = time.Minute
 
-	// connectionsPerUnit bounds what one unit can take of the server's 4,096 connections. Processes outside any
-	// unit are counted together for each uid.
+	// connectionsPerUnit bounds what one unit can take of the server's 4,096 connections.
 	connectionsPerUnit = 2048
+	// connectionsPerUser and connectionsOfUsers do so for what isn't root's, which gets no sessions anyway.
+	connectionsPerUser = 64
+	connectionsOfUsers = 1024
 )
+
+// place is what connections are counted by.
+type place struct {
+	name string // the outermost unit; below user.slice the user's slice, since a user makes units without end
+	root bool
+}
+
+func placeOf(id peer.Identity) place {
+	p := place{name: peer.Outermost(id.Cgroup), root: id.UID == 0}
+	if rest, below := strings.CutPrefix(id.Cgroup, "/user.slice/"); below {
+		p.name, _, _ = strings.Cut(rest, "/")
+	}
+	if p.name == "" || !p.root {
+		p.name = fmt.Sprintf("%s uid %d", p.name, id.UID)
+	}
+	return p
+}
 
 // Orchestrator hands out sessions. Its fields must not be changed once it serves.
 type Orchestrator struct {
@@ -51,9 +72,9 @@ type Orchestrator struct {
 
 	connections struct {
 		sync.Mutex
-		total int
-		units map[string]int
-		idle  *time.Timer
+		total, users int
+		places       map[place]int
+		idle         *time.Timer
 	}
 }
 
@@ -79,51 +100,54 @@ func (o *Orchestrator) Server() *varlink.Server {
 func (o *Orchestrator) admit(conn *net.UnixConn) (any, func(), error) {
 	process, err := o.Cgroups.FromConn(conn)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, visible("", err)
 	}
 	id, err := process.Identity()
 	if err != nil {
 		process.Close()
-		return nil, nil, err
+		return nil, nil, visible("", err)
 	}
-	unit := peer.Outermost(id.Cgroup)
-	if unit == "" {
-		unit = fmt.Sprintf("uid %d", id.UID)
-	}
-	if !o.enter(unit) {
+	p := placeOf(id)
+	if !o.enter(p) {
 		process.Close()
-		o.Log.Warn("refused a connection", "unit", unit, "pid", id.PID, "reason", fmt.Sprintf("it has %d already", connectionsPerUnit))
-		return nil, nil, notPermitted(fmt.Sprintf("%s has %d connections, which is the most", unit, connectionsPerUnit), policy.BuiltIn)
+		o.Log.Warn("refused a connection", "from", p.name, "pid", id.PID, "uid", id.UID, "reason", "too many")
+		return nil, nil, notPermitted("there are too many connections of "+p.name, policy.BuiltIn)
 	}
 	return process, func() {
 		process.Close()
-		o.leave(unit)
+		o.leave(p)
 	}, nil
 }
 
-func (o *Orchestrator) enter(unit string) bool {
+func (o *Orchestrator) enter(p place) bool {
 	c := &o.connections
 	c.Lock()
 	defer c.Unlock()
-	if c.units == nil {
-		c.units = map[string]int{}
+	if c.places == nil {
+		c.places = map[place]int{}
 		c.idle = time.AfterFunc(time.Hour, debug.FreeOSMemory)
 	}
-	if c.units[unit] >= connectionsPerUnit {
+	if p.root && c.places[p] >= connectionsPerUnit || !p.root && (c.places[p] >= connectionsPerUser || c.users >= connectionsOfUsers) {
 		return false
 	}
-	c.units[unit]++
+	c.places[p]++
+	if !p.root {
+		c.users++
+	}
 	c.total++
 	c.idle.Stop()
 	return true
 }
 
-func (o *Orchestrator) leave(unit string) {
+func (o *Orchestrator) leave(p place) {
 	c := &o.connections
 	c.Lock()
 	defer c.Unlock()
-	if c.units[unit]--; c.units[unit] == 0 {
-		delete(c.units, unit)
+	if c.places[p]--; c.places[p] == 0 {
+		delete(c.places, p)
+	}
+	if !p.root {
+		c.users--
 	}
 	if c.total--; c.total == 0 {
 		// The memory goes back to the host that a crowd has taken, once it has gone.
@@ -198,7 +222,7 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 		if *t < 0 {
 			return nil, varlink.InvalidParameter("timeoutUSec")
 		}
-		wait = time.Duration(min(*t, waitMax.Microseconds())) * time.Microsecond
+		wait = max(waitMin, time.Duration(min(*t, waitMax.Microseconds()))*time.Microsecond)
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -330,6 +354,8 @@ func visible(n string, err error) error {
 			holder.Holder = fmt.Sprintf("process %d (%s)", busy.Holders[0].PID, busy.Holders[0].Comm)
 		}
 		return reply("DeviceBusy", holder)
+	case errors.Is(err, context.DeadlineExceeded):
+		return reply("DeviceBusy", nil) // it waited for those who were before it in this process
 	case problem(err) != "" && errors.As(err, &kernel):
 		return reply("KernelNotReady", map[string]string{"problem": problem(err), "hint": kernel.Hint})
 	case errors.As(err, &kernel):

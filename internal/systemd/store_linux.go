@@ -14,6 +14,7 @@ import (
 // Store is the file descriptor store of the unit that this process runs in.
 type Store struct {
 	Unit     string
+	Version  string // of systemd
 	Max      int    // FileDescriptorStoreMax=
 	Preserve string // FileDescriptorStorePreserve=: no, restart, on-success or yes
 
@@ -74,6 +75,10 @@ func describe(ctx context.Context, bus *dbus.Conn) (*Store, error) {
 			return fmt.Errorf("%s of %s: %w", property, path, err)
 		}
 		return nil
+	}
+	var err error
+	if store.Version, err = versionOf(ctx, bus); err != nil {
+		return nil, err
 	}
 	if err := get(unitIface, "Id", &store.Unit); err != nil {
 		return nil, err

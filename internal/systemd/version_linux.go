@@ -6,6 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
 )
 
 // Version returns what PID 1 says it is, such as "262 (262-1)"; "" where PID 1 isn't systemd.
@@ -19,11 +23,23 @@ func Version(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("asking PID 1 for its version: %w", err)
 	}
 	defer bus.Close()
+	return versionOf(ctx, bus)
+}
+
+func versionOf(ctx context.Context, bus *dbus.Conn) (string, error) {
 	var version string
-	err = bus.Object(busName, managerPath).
+	err := bus.Object(busName, managerPath).
 		CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, managerIface, "Version").Store(&version)
 	if err != nil {
 		return "", fmt.Errorf("asking PID 1 for its version: %w", err)
 	}
 	return version, nil
+}
+
+// CarriesStores tells whether fd stores cross a kexec with a systemd of this version, as "262 (262-1)" or "262~rc1-1":
+// since 261 (its NEWS).
+func CarriesStores(version string) bool {
+	digits := strings.IndexFunc(version+" ", func(c rune) bool { return c < '0' || c > '9' })
+	number, _ := strconv.Atoi(version[:digits])
+	return number >= 261
 }

@@ -5,6 +5,7 @@ package guest
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
@@ -183,11 +184,15 @@ func recycle(t *testing.T, pid int, cgroup string) {
 	t.Helper()
 	dir := openCgroup(t, cgroup)
 	defer dir.Close()
-	want := int32(pid)
+	want := new(int32)
+	*want = int32(pid)
+	var pinner runtime.Pinner
+	pinner.Pin(want)
+	defer pinner.Unpin()
 	args := &cloneArgs{
 		flags:      unix.CLONE_INTO_CGROUP,
 		exitSignal: uint64(unix.SIGCHLD),
-		setTID:     uint64(uintptr(unsafe.Pointer(&want))),
+		setTID:     uint64(uintptr(unsafe.Pointer(want))),
 		setTIDSize: 1,
 		cgroup:     uint64(dir.Fd()),
 	}

@@ -87,11 +87,17 @@ case $HFVM_BOOT in
 		expect_in "$1" "status=1" "$out"
 		say "$1: $4"
 	}
+	cat >/etc/systemd/user/own.service <<-'END'
+		[Service]
+		Type=oneshot
+		ExecStart=ask /tmp/own
+		[Install]
+		WantedBy=default.target
+	END
+	systemctl --quiet --global enable own.service # her manager starts it when she logs in
 	su - alice -c 'ask /tmp/login'
 	refused "login session" /tmp/login "/user.slice/user-1000.slice/session-" "is a scope, which has no fd store"
-	systemctl start user@1000
-	setpriv --reuid=1000 --regid=1000 --init-groups env XDG_RUNTIME_DIR=/run/user/1000 \
-		systemd-run --user --quiet --wait --unit=own ask /tmp/own
+	wait_for [ -e /tmp/own.done ]
 	refused "user's own unit" /tmp/own "user@1000.service/app.slice/own.service" "is below user.slice"
 	echo '@reboot ask /tmp/cron' | crontab -u alice -
 	systemctl stop cron
@@ -104,7 +110,7 @@ case $HFVM_BOOT in
 		exec sh -c "$call"
 	) >/tmp/none 2>&1 && fail "a process outside any unit got a session"
 	expect_in "outside any unit" "io.holdfast.Sessions.NoOwner" "$(cat /tmp/none)"
-	systemctl stop user@1000 cron
+	systemctl stop cron
 
 	say "beside units that PID 1 makes sessions for"
 	cat >/etc/systemd/system/loop@.service <<-END

@@ -34,7 +34,7 @@ func run(m *testing.M) int {
 		{"install", "-D", "../../bin/notebook", tree + "/usr/bin/notebook"},
 		{"install", "-D", "-m", "0644", "../../examples/notebook/notebook.service", tree + "/usr/lib/systemd/system/notebook.service"},
 		{"install", "-D", "-m", "0644", "lib.sh", tree + "/test/lib.sh"},
-		{"go", "test", "-c", "-o", tree + "/test/liveupdate.test", "../../liveupdate"},
+		{"go", "test", "-c", "-o", tree + "/liveupdate.test", "../../liveupdate"},
 		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
 	} {
 		cmd := exec.Command(command[0], command[1:]...)

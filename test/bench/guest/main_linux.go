@@ -44,6 +44,9 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
+		if len(os.Args) == 1 {
+			exec.Command("hfvm-fail", err.Error()).Run()
+		}
 		os.Exit(1)
 	}
 }

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+
+package guest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/liveupdate"
+)
+
+// holdDevice opens the device, so that nobody else can.
+func holdDevice(t *testing.T) *os.File {
+	t.Helper()
+	for start := time.Now(); ; {
+		device, err := os.OpenFile(liveupdate.DevicePath, os.O_RDWR, 0)
+		if err == nil {
+			t.Cleanup(func() { device.Close() })
+			return device
+		}
+		if pathError, ok := err.(*os.PathError); !ok || pathError.Err != unix.EBUSY || time.Since(start) > patience {
+			t.Fatal(err)
+		}
+	}
+}
+
+// taken waits until the daemon has received all that was sent to it.
+func (c *connection) taken(t *testing.T) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unread := -1
+	for start := time.Now(); unread != 0; {
+		if time.Since(start) > patience {
+			t.Fatalf("the daemon has left %d bytes unread", unread)
+		}
+		var outqErr error
+		if err := raw.Control(func(s uintptr) { unread, outqErr = unix.IoctlGetInt(int(s), unix.SIOCOUTQ) }); err != nil {
+			t.Fatal(err)
+		}
+		if outqErr != nil {
+			t.Fatal(outqErr)
+		}
+	}
+}
+
+// A device that somebody else has open is waited for, as long as the caller says.
+func TestBusyDevice(t *testing.T) {
+	inVM(t)
+	serve(t)
+	c := dial(t)
+
+	device := holdDevice(t)
+	start := time.Now()
+	time.AfterFunc(300*time.Millisecond, func() { device.Close() })
+	c.acquire(t, "/vmm.service", "ram").Close()
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Errorf("got a session after %v, and the device was busy for 300 ms", took)
+	}
+
+	device = holdDevice(t)
+	defer device.Close()
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := fmt.Sprintf(`{"error":"io.holdfast.Sessions.DeviceBusy","parameters":{"holder":"process %d (%s)"}}`, os.Getpid(), comm[:len(comm)-1])
+	for _, wait := range []time.Duration{0, time.Microsecond, 500 * time.Millisecond} {
+		start = time.Now()
+		c.sessions(t, "Acquire", fmt.Sprintf(`{"name":"ram","timeoutUSec":%d}`, wait.Microseconds())).is(t, busy)
+		if took := time.Since(start); took < wait || took > wait+3*time.Second {
+			t.Errorf("DeviceBusy came after %v, and not after %v", took, wait)
+		}
+	}
+	device.Close()
+	// Not to wait is not to give up before the first try.
+	s, err := c.sessions(t, "Acquire", `{"name":"ram","timeoutUSec":0}`).session("/vmm.service", "ram")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// While somebody opens and closes the device all the time, as units with LUOSession= do when they start, everybody gets
+// a session.
+func TestContendedDevice(t *testing.T) {
+	inVM(t)
+	serve(t)
+	const clients, rounds = 8, 25
+	stop, stopped := make(chan struct{}), make(chan int)
+	go func() {
+		opened := 0
+		for {
+			select {
+			case <-stop:
+				stopped <- opened
+				return
+			default:
+			}
+			if device, err := unix.Open(liveupdate.DevicePath, unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
+				unix.Close(device)
+				opened++
+			}
+		}
+	}()
+	connections := make([]*connection, clients)
+	for i := range connections {
+		connections[i] = dial(t)
+	}
+	start := time.Now()
+	var all sync.WaitGroup
+	for i, c := range connections {
+		all.Go(func() {
+			n := fmt.Sprintf("ram%d", i)
+			for range rounds {
+				if err := c.send(fmt.Sprintf(`{"method":"io.holdfast.Sessions.Acquire","parameters":{"name":%q}}`, n)); err != nil {
+					t.Error(err)
+					return
+				}
+				r, err := c.receive()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s, err := r.session("/vmm.service", n)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.Close()
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(start)
+	close(stop)
+	t.Logf("%d sessions for %d clients in %.1f s, while the device was opened %d times by somebody else", clients*rounds, clients, took.Seconds(), <-stopped)
+}
+
+// The daemon has the device open for so small a part of the time that PID 1, which doesn't try again, hardly ever finds
+// it busy.
+func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
+	inVM(t)
+	d := serve(t)
+	c := dial(t)
+	c.acquire(t, "/vmm.service", "ram").Close()
+
+	// By thread: when it began to open the device, and when it has it. From before open to after close is an upper bound,
+	// which the tracing itself makes larger.
+	type opening struct {
+		began time.Time
+		fd    uint64
+		open  bool
+	}
+	threads := map[int]*opening{}
+	var open time.Duration
+	var longest time.Duration
+	hands := 0
+	var tr *trace
+	tr = startTrace(t, d.pid(), func(stop *syscallStop) bool {
+		now := time.Now()
+		o := threads[stop.tid]
+		switch {
+		case stop.entry() && stop.nr == unix.SYS_OPENAT:
+			delete(threads, stop.tid)
+			if filepath.Clean(tr.text(stop.tid, stop.args[1])) == liveupdate.DevicePath {
+				threads[stop.tid] = &opening{began: time.Now()}
+			}
+		case o == nil:
+		case !stop.entry() && !o.open:
+			if o.fd, o.open = stop.nr, true; int64(stop.nr) < 0 {
+				delete(threads, stop.tid)
+			}
+		case stop.entry() && stop.nr == unix.SYS_CLOSE && stop.args[0] == o.fd:
+			o.fd = 1 << 63 // closing
+		case !stop.entry() && o.fd == 1<<63:
+			took := now.Sub(o.began)
+			open += took
+			longest = max(longest, took)
+			hands++
+			delete(threads, stop.tid)
+		}
+		return true
+	})
+	const handOuts = 100
+	start := time.Now()
+	pace := time.NewTicker(100 * time.Millisecond)
+	defer pace.Stop()
+	for range handOuts {
+		<-pace.C
+		c.acquire(t, "/vmm.service", "ram").Close()
+	}
+	elapsed := time.Since(start)
+	tr.end(t)
+	share := open.Seconds() / elapsed.Seconds()
+	text := fmt.Sprintf("at 10 hand-outs a second the device is open %.3f %% of the time (%d hand-outs in %.1f s, %v each, %v at most; traced from outside, the tracing included)",
+		100*share, hands, elapsed.Seconds(), (open / time.Duration(max(1, hands))).Round(time.Microsecond), longest.Round(time.Microsecond))
+	fmt.Println(text)
+	if hands != handOuts {
+		t.Errorf("saw the device opened %d times for %d hand-outs", hands, handOuts)
+	}
+	if share >= 0.01 {
+		t.Errorf("that is not under 1 %%")
+	}
+}
