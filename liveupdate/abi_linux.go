@@ -3,6 +3,7 @@
 package liveupdate
 
 import (
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -51,6 +52,10 @@ type nameArg struct {
 	name     [nameLength]byte // out
 }
 
+// turn has the calls of one process wait for each other. Without it they would find the device busy, each by the
+// other, and pause for a hundred times as long as the other took.
+var turn sync.Mutex
+
 // deviceCall opens the device for one ioctl. All others get EBUSY meanwhile, and some of them, as PID 1, don't try
 // again, so nothing may come between open and close. Hence raw system calls: after an ordinary one the goroutine may
 // have to wait for its turn, and with all processors busy the device was seen open for 70 ms, where 10 µs is usual.
@@ -65,6 +70,8 @@ func deviceCall(path string, number uintptr, name string) (session int, openErr,
 	copy(arg.name[:], name)
 	here := unix.AT_FDCWD
 
+	turn.Lock()
+	defer turn.Unlock()
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	raw, _, errno := unix.RawSyscall6(unix.SYS_OPENAT, uintptr(here), uintptr(unsafe.Pointer(device)), unix.O_RDWR|unix.O_CLOEXEC, 0, 0, 0)

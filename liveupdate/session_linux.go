@@ -65,8 +65,12 @@ func FromFile(f *os.File) (*Session, error) {
 // sessionName is the name of a session, or an ErrNotASession.
 func sessionName(raw int) (string, error) {
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(raw, &fs); err != nil {
+	switch err := unix.Fstatfs(raw, &fs); {
+	case err == unix.EBADF:
 		return "", err
+	case err != nil:
+		// A session's can always be told, while the server of a FUSE file fails as it likes.
+		return "", fmt.Errorf("%w: fstatfs: %w", ErrNotASession, err)
 	}
 	if fs.Type != unix.ANON_INODE_FS_MAGIC {
 		return "", ErrNotASession

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,10 +31,9 @@ func New(level slog.Level) (log *slog.Logger, flush func()) {
 }
 
 type entry struct {
-	message  string
-	priority journal.Priority
-	fields   map[string]string
-	flushed  chan<- struct{}
+	record  slog.Record
+	attrs   []slog.Attr
+	flushed chan<- struct{}
 }
 
 type writer struct {
@@ -51,7 +51,7 @@ func (w *writer) run() {
 			journal.Send(fmt.Sprintf("%d log lines were dropped: the journal did not take them in time", n), journal.PriWarning, nil)
 		}
 		// There is nobody to tell if the journal is gone.
-		_ = journal.Send(e.message, e.priority, e.fields)
+		_ = e.send()
 	}
 }
 
@@ -76,35 +76,40 @@ type handler struct {
 
 func (h *handler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level }
 
+// Handle leaves it to the writer to make text of the record: somebody waits for an answer.
 func (h *handler) Handle(_ context.Context, r slog.Record) error {
-	e := entry{priority: journal.PriDebug, fields: make(map[string]string, r.NumAttrs()+len(h.attrs))}
-	switch {
-	case r.Level >= slog.LevelError:
-		e.priority = journal.PriErr
-	case r.Level >= slog.LevelWarn:
-		e.priority = journal.PriWarning
-	case r.Level >= slog.LevelInfo:
-		e.priority = journal.PriInfo
-	}
-	var text strings.Builder
-	text.WriteString(r.Message)
-	add := func(a slog.Attr) bool {
-		value := a.Value.Resolve().String()
-		fmt.Fprintf(&text, " %s=%q", a.Key, value)
-		e.fields[field(a.Key)] = value
-		return true
-	}
-	for _, a := range h.attrs {
-		add(a)
-	}
-	r.Attrs(add)
-	e.message = text.String()
 	select {
-	case h.writer.entries <- e:
+	case h.writer.entries <- entry{record: r, attrs: h.attrs}:
 	default:
 		h.writer.dropped.Add(1)
 	}
 	return nil
+}
+
+func (e *entry) send() error {
+	priority := journal.PriDebug
+	switch {
+	case e.record.Level >= slog.LevelError:
+		priority = journal.PriErr
+	case e.record.Level >= slog.LevelWarn:
+		priority = journal.PriWarning
+	case e.record.Level >= slog.LevelInfo:
+		priority = journal.PriInfo
+	}
+	fields := make(map[string]string, e.record.NumAttrs()+len(e.attrs))
+	text := []byte(e.record.Message)
+	add := func(a slog.Attr) bool {
+		value := a.Value.Resolve().String()
+		text = append(append(append(text, ' '), a.Key...), '=')
+		text = strconv.AppendQuote(text, value)
+		fields[field(a.Key)] = value
+		return true
+	}
+	for _, a := range e.attrs {
+		add(a)
+	}
+	e.record.Attrs(add)
+	return journal.Send(string(text), priority, fields)
 }
 
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {

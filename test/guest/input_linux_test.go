@@ -157,6 +157,8 @@ func TestBadInput(t *testing.T) {
 			ended <- err
 		}()
 		served := 0
+		pace := time.NewTicker(50 * time.Millisecond)
+		defer pace.Stop()
 		for waiting := true; waiting; {
 			select {
 			case err := <-ended:
@@ -164,7 +166,7 @@ func TestBadInput(t *testing.T) {
 					t.Errorf("the connection: got %v, want it closed", err)
 				}
 				waiting = false
-			default:
+			case <-pace.C:
 				others.acquire(t, "/vmm.service", "ram").Close()
 				served++
 			}
@@ -242,6 +244,8 @@ func TestBadInput(t *testing.T) {
 	// Descriptors.
 	try("253-descriptors", func(t *testing.T, c *connection) {
 		pipe := newPipe(t)
+		c.sessions(t, "Describe", `{}`)
+		connected := d.descriptors(t)
 		fds := pipe.give()
 		for len(fds) < 253 {
 			fds = append(fds, fds[0])
@@ -257,7 +261,7 @@ func TestBadInput(t *testing.T) {
 			t.Errorf("Describe: got %s", r)
 		}
 		pipe.closed(t)
-		d.back(t, others, append(before, "this connection"))
+		d.back(t, others, connected)
 	})
 	for what, open := range map[string]func() (int, error){
 		"a-pipe": func() (int, error) {
@@ -302,12 +306,26 @@ func TestBadInput(t *testing.T) {
 	}
 	try("not-a-session:a-socket-that-lingers", func(t *testing.T, c *connection) {
 		socket, peer := lingering(t)
-		r := c.sessions(t, "Identify", `{"sessionFileDescriptor":0}`, socket)
-		unix.Close(socket) // the daemon's was the last but one
+		message := `{"method":"io.holdfast.Sessions.Identify","parameters":{"sessionFileDescriptor":0}}`
+		if err := c.write([]byte(message), socket); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(socket) // there is one left, on its way: it's the daemon that closes it last
+		if err := c.send(""); err != nil {
+			t.Fatal(err)
+		}
+		r, err := c.receive()
+		if err != nil {
+			t.Fatal(err)
+		}
 		r.is(t, notASession)
-		// Whoever closes it last waits for a minute, unless the peer goes away. Neither this client nor others wait.
+		// That takes a minute, unless the peer goes away. Neither this client nor others wait.
+		began := time.Now()
 		c.sessions(t, "Describe", `{}`)
 		others.acquire(t, "/vmm.service", "ram").Close()
+		if took := time.Since(began); took > patience {
+			t.Errorf("others were served after %v", took)
+		}
 		peer.Close()
 	})
 	try("not-a-session:a-FUSE-file", func(t *testing.T, c *connection) {

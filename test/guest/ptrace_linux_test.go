@@ -26,18 +26,17 @@ type trace struct {
 	err    error
 }
 
-// syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The union
-// in it is read as that of an entry: Nr and Args; at an exit Nr is the result.
+// syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The
+// union in it is read as that of an entry.
 type syscallStop struct {
 	op   uint8
-	_    [3]byte
-	_    uint32
-	_, _ uint64
+	_    [7]byte
+	ip   uint64 // after the instruction that makes the call
+	_    uint64
 	nr   uint64
 	args [6]uint64
 	_    uint64
-
-	tid int
+	tid  int
 }
 
 func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENTRY }
@@ -164,7 +163,7 @@ func (tr *trace) run() error {
 
 // text reads a string of the process's, as an argument of a system call.
 func (tr *trace) text(tid int, address uint64) string {
-	b := make([]byte, 64)
+	b := make([]byte, 32)
 	if n, err := unix.PtracePeekData(tid, uintptr(address), b); err != nil || n < len(b) {
 		return ""
 	}

@@ -67,6 +67,25 @@ case $HFVM_BOOT in
 	case $out in *owner*) fail "the owner of another's session was told: $out" ;; esac
 	systemctl stop holder
 
+	say "a store with another's session, none, and one that is too small"
+	systemd-run --quiet --unit=thief -p FileDescriptorStoreMax=8 -p FileDescriptorStorePreserve=yes -p NotifyAccess=all sleep infinity
+	in_unit victim holdfast acquire notes -- sh -c '
+		echo 0 >/sys/fs/cgroup/system.slice/thief.service/cgroup.procs
+		NOTIFY_SOCKET=/run/systemd/notify systemd-notify --fd=3 --fdname=x'
+	expect "descriptors in the thief's store" 1 "$(systemctl show -P NFileDescriptorStore thief)"
+	systemctl stop thief
+	as_notebook() { # UNIT PROPERTY...
+		unit=$1
+		shift
+		in_unit "$unit" -p Type=notify -p FileDescriptorStorePreserve=yes "$@" notebook -socket /run/refused
+	}
+	out=$(as_notebook thief -p FileDescriptorStoreMax=8) && fail "the notebook took another unit's session"
+	expect_in "another's session" "belongs to somebody else" "$out"
+	out=$(as_notebook none -p FileDescriptorStoreMax=0) && fail "the notebook started without a store"
+	expect_in "no store" "none.service has no fd store that a session could be kept in: it has FileDescriptorStoreMax=0" "$out"
+	out=$(as_notebook tight -p FileDescriptorStoreMax=2) && fail "the notebook started with a store that is too small"
+	expect_in "a small store" "takes 2 descriptors and would need 3; raise FileDescriptorStoreMax= to 3 or more" "$out"
+
 	say "users"
 	echo 'u alice 1000 - /home/alice /bin/sh' | systemd-sysusers -
 	mkdir -p /home/alice && chown alice: /home/alice
@@ -99,7 +118,7 @@ case $HFVM_BOOT in
 	refused "login session" /tmp/login "/user.slice/user-1000.slice/session-" "is a scope, which has no fd store"
 	wait_for [ -e /tmp/own.done ]
 	refused "user's own unit" /tmp/own "user@1000.service/app.slice/own.service" "is below user.slice"
-	echo '@reboot ask /tmp/cron' | crontab -u alice -
+	echo '@reboot /usr/local/bin/ask /tmp/cron' | crontab -u alice -
 	systemctl stop cron
 	rm -f /run/crond.reboot # so that it is a boot once more
 	systemctl start cron

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/fstest"
+
+	"github.com/holdfast-project/holdfast/api"
+	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
+	"github.com/holdfast-project/holdfast/internal/systemd"
+	"github.com/holdfast-project/holdfast/internal/varlink"
+)
+
+func TestMain(m *testing.M) { fdtest.Main(m) }
+
+func TestStoredNames(t *testing.T) {
+	const kernelName = "h1-ok2ohkddat64npei.ram"
+	prefix, err := storePrefix(kernelName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fdname, want := range map[string]storedName{
+		prefix:                  {prefix, kernelName, ""},
+		prefix + "/data":        {prefix, kernelName, "data"},
+		manifestName(prefix, 7): {prefix, kernelName, ".manifest-7"},
+	} {
+		if got, ok := parseStoredName(fdname); !ok || got != want {
+			t.Errorf("%s: %+v, %v", fdname, got, ok)
+		}
+	}
+	for _, other := range []string{
+		"", "stored", "varlink", kernelName, "b0123456-" + kernelName, "b0123456G-" + kernelName, "b01234567-systemd",
+		"b01234567-" + kernelName + "/", "x01234567-" + kernelName,
+	} {
+		if got, ok := parseStoredName(other); ok {
+			t.Errorf("%s was taken for %+v", other, got)
+		}
+	}
+	// The longest there can be is an FDNAME that systemd takes.
+	longest := manifestName("b01234567-"+strings.Repeat("k", 63), 1<<64-1)
+	if file := "b01234567-" + strings.Repeat("k", 63) + "/" + strings.Repeat("f", fileNameMax); len(file) > 255 || len(longest) > 255 {
+		t.Errorf("%d and %d bytes", len(file), len(longest))
+	}
+}
+
+func TestWhatIsInTheStoreIsToldByTheFile(t *testing.T) {
+	f, err := sealedFile("a", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	other, err := sealedFile("b", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	inode := func(path string) uint64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Ino
+	}
+	entries := []systemd.Entry{{Name: "a", Inode: inode(fmt.Sprintf("/proc/self/fd/%d", f.Raw()))}, {Name: "s", Path: "anon_inode:[luo_session] x"}}
+	for want, i := range map[bool]item{
+		true:  {fdname: "a", fd: f},
+		false: {fdname: "a", fd: other},
+	} {
+		if in, err := i.in(entries); in != want || err != nil {
+			t.Errorf("%+v: %v, %v", i, in, err)
+		}
+	}
+	if in, _ := (item{fdname: "s", fd: f, link: "anon_inode:[luo_session] x"}).in(entries); !in {
+		t.Error("a session was not found by its link")
+	}
+	if in, _ := (item{fdname: "s", fd: f, link: "anon_inode:[luo_session] y"}).in(entries); in {
+		t.Error("another session was taken for it")
+	}
+}
+
+func TestSealedFile(t *testing.T) {
+	f, err := sealedFile("manifest", []byte("text"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if data, err := readSealed(f); string(data) != "text" || err != nil {
+		t.Errorf("%q, %v", data, err)
+	}
+	dup, err := f.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := dup.File("manifest")
+	defer file.Close()
+	if _, err := file.WriteAt([]byte("T"), 0); err == nil {
+		t.Error("it could be written")
+	}
+	plain, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unsealed, err := own(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unsealed.Close()
+	if _, err := readSealed(unsealed); err == nil {
+		t.Error("/dev/null passed for a manifest")
+	}
+}
+
+func TestMemoryLimits(t *testing.T) {
+	group := func(dir, limit, current, stat string) fstest.MapFS {
+		return fstest.MapFS{
+			dir + "memory.max":     {Data: []byte(limit + "\n")},
+			dir + "memory.current": {Data: []byte(current + "\n")},
+			dir + "memory.stat":    {Data: []byte("anon 5\n" + stat)},
+		}
+	}
+	tree := fstest.MapFS{"memory.stat": {Data: nil}}
+	for _, g := range []fstest.MapFS{
+		group("a.slice/", "1000000000", "900000000", "inactive_file 100000000\nactive_file 0\n"),
+		group("a.slice/small.service/", "24000000", "1000000", ""),
+		group("a.slice/free.service/", "max", "1000000", ""),
+		group("a.slice/cached.service/", "200000000", "199000000", "inactive_file 100000000\nactive_file 50000000\n"),
+	} {
+		for name, file := range g {
+			tree[name] = file
+		}
+	}
+	for _, c := range []struct {
+		cgroup string
+		need   int64
+		limits string // whose limit it is that has no room
+	}{
+		{"/a.slice/small.service", 64 << 20, "/a.slice/small.service"},
+		{"/a.slice/small.service", 1 << 20, ""},
+		{"/a.slice/small.service/delegated/deeper", 64 << 20, "/a.slice/small.service"},
+		{"/a.slice/free.service", 64 << 20, ""},
+		{"/a.slice/free.service", 256 << 20, "/a.slice"},
+		{"/a.slice/cached.service", 64 << 20, ""},
+		{"/no/controller", 1 << 40, ""},
+		{"/", 1 << 40, ""},
+	} {
+		err := checkMemoryIn(tree, c.cgroup, c.need)
+		var limit *MemoryLimitError
+		if errors.As(err, &limit) != (c.limits != "") || limit != nil && limit.Cgroup != c.limits || limit == nil && err != nil {
+			t.Errorf("%s, %d bytes: %v, want the limit of %q", c.cgroup, c.need, err, c.limits)
+		}
+	}
+}
+
+func TestNoStoreOutsideServices(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	_, err := openStore(context.Background())
+	var none *NoStoreError
+	if !errors.As(err, &none) || !strings.Contains(err.Error(), "wasn't started by systemd") {
+		t.Error(err)
+	}
+}
+
+// orchestrator answers Acquire with err, or not at all.
+func orchestrator(t *testing.T, acquire varlink.Method) {
+	path := filepath.Join(t.TempDir(), "io.holdfast")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		(&varlink.Server{Interfaces: []varlink.Interface{{
+			Name: "io.holdfast.Sessions", Description: api.Sessions,
+			Methods: map[string]varlink.Method{"Acquire": acquire},
+		}}}).Serve(ctx, listener)
+	}()
+	t.Cleanup(func() { cancel(); <-done; listener.Close() })
+	t.Setenv("HOLDFAST_ADDRESS", path)
+}
+
+func TestRefusals(t *testing.T) {
+	for kind, c := range map[string]struct {
+		parameters map[string]any
+		is         error
+		text       string
+	}{
+		"NameTaken":      {map[string]any{"name": "ram"}, ErrNameTaken, `holdfast: acquire "ram": a session "ram" exists already`},
+		"NoOwner":        {map[string]any{"cgroup": "/x"}, ErrNoOwner, `the cgroup "/x" names no unit`},
+		"NotPermitted":   {map[string]any{"reason": "because", "rule": "built-in"}, ErrNotPermitted, "not permitted: because (rule: built-in)"},
+		"DeviceBusy":     {map[string]any{"holder": "process 7 (x)"}, ErrDeviceBusy, "process 7 (x)"},
+		"KernelNotReady": {map[string]any{"problem": "notEnabled", "hint": "do this"}, ErrKernelNotReady, "live update is not enabled on this kernel's command line; do this"},
+		"SomethingNewer": {map[string]any{"unknown": []int{1}}, nil, "io.holdfast.Sessions.SomethingNewer"},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			orchestrator(t, func(context.Context, *varlink.Call) (*varlink.Reply, error) {
+				return nil, &varlink.Error{Name: "io.holdfast.Sessions." + kind, Parameters: c.parameters}
+			})
+			client, err := Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			_, err = client.Acquire(t.Context(), "ram")
+			if err == nil || !strings.Contains(err.Error(), c.text) || c.is != nil && !errors.Is(err, c.is) || errors.Is(err, ErrNotASession) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// An answer that has no descriptor, or one that is no session, comes from no orchestrator.
+func TestAnswersThatCantBe(t *testing.T) {
+	for _, fds := range [][]int{nil, {0}} {
+		orchestrator(t, func(context.Context, *varlink.Call) (*varlink.Reply, error) {
+			reply := &varlink.Reply{Parameters: map[string]any{"session": map[string]any{"kernelName": "x"}, "sessionFileDescriptor": 0}}
+			for range fds {
+				f, err := sealedFile("none", nil)
+				if err != nil {
+					return nil, err
+				}
+				reply.FDs = append(reply.FDs, f)
+			}
+			return reply, nil
+		})
+		client, err := Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := client.Acquire(t.Context(), "ram"); err == nil {
+			t.Errorf("%d descriptors: %+v", len(fds), s)
+		}
+		client.Close()
+	}
+}
+
+func TestDialSaysWhatToDo(t *testing.T) {
+	t.Setenv("HOLDFAST_ADDRESS", filepath.Join(t.TempDir(), "nobody"))
+	if _, err := Dial(t.Context()); err == nil || !strings.Contains(err.Error(), "systemctl enable --now holdfastd.socket") {
+		t.Error(err)
+	}
+}
