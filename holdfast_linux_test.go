@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/varlink"
+	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
 func TestMain(m *testing.M) { fdtest.Main(m) }
@@ -63,27 +64,30 @@ func TestWhatIsInTheStoreIsToldByTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	inode := func(path string) uint64 {
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Sys().(*syscall.Stat_t).Ino
+	info, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d", f.Raw()))
+	if err != nil {
+		t.Fatal(err)
 	}
-	entries := []systemd.Entry{{Name: "a", Inode: inode(fmt.Sprintf("/proc/self/fd/%d", f.Raw()))}, {Name: "s", Path: "anon_inode:[luo_session] x"}}
-	for want, i := range map[bool]item{
-		true:  {fdname: "a", fd: f},
-		false: {fdname: "a", fd: other},
+	const now, before = "b11111111-h1-ok2ohkddat64npei.ram", "b00000000-h1-ok2ohkddat64npei.ram"
+	link := liveupdate.LinkPrefix + "h1-ok2ohkddat64npei.ram"
+	for name, c := range map[string]struct {
+		item  item
+		entry systemd.Entry
+		want  bool
+	}{
+		"file":                 {item{fdname: now + "/a", fd: f}, systemd.Entry{Name: now + "/a"}, true},
+		"file of another boot": {item{fdname: now + "/a", fd: f}, systemd.Entry{Name: before + "/a"}, true},
+		"another file":         {item{fdname: now + "/a", fd: other}, systemd.Entry{Name: now + "/a"}, false},
+		"another name":         {item{fdname: now + "/b", fd: f}, systemd.Entry{Name: now + "/a"}, false},
+		"session":              {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: now, Path: link}, true},
+		"session without link": {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: now}, true},
+		"another session":      {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: now, Path: link + "2"}, false},
+		"session before":       {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: before, Path: link}, false},
 	} {
-		if in, err := i.in(entries); in != want || err != nil {
-			t.Errorf("%+v: %v, %v", i, in, err)
+		c.entry.Inode = info.Sys().(*syscall.Stat_t).Ino
+		if in, err := c.item.in([]systemd.Entry{c.entry}); in != c.want || err != nil {
+			t.Errorf("%s: %v, %v", name, in, err)
 		}
-	}
-	if in, _ := (item{fdname: "s", fd: f, link: "anon_inode:[luo_session] x"}).in(entries); !in {
-		t.Error("a session was not found by its link")
-	}
-	if in, _ := (item{fdname: "s", fd: f, link: "anon_inode:[luo_session] y"}).in(entries); in {
-		t.Error("another session was taken for it")
 	}
 }
 

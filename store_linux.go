@@ -104,11 +104,21 @@ func (i item) in(entries []systemd.Entry) (bool, error) {
 	for _, e := range entries {
 		// Every session has the inode of all anonymous files. Before Linux 7.2 the link of a long name may be
 		// unreadable, and then there is only the FDNAME.
-		if e.Name == i.fdname && (i.link == "" && e.Inode == stat.Ino || i.link != "" && (e.Path == i.link || e.Path == "")) {
+		if i.link == "" && e.Inode == stat.Ino && sameButBoot(e.Name, i.fdname) ||
+			i.link != "" && e.Name == i.fdname && (e.Path == i.link || e.Path == "") {
 			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// sameButBoot tells whether two FDNAMEs are of the same file of the same session. The boot may be another one: files
+// that were in a store without a session of theirs are taken over the kexec by PID 1 itself, with their names
+// (src/core/luo.c, systemd 262), and it drops a second name for a file that it has.
+func sameButBoot(a, b string) bool {
+	x, okX := parseStoredName(a)
+	y, okY := parseStoredName(b)
+	return okX && okY && x.kernelName == y.kernelName && x.file == y.file
 }
 
 // keep puts what isn't there yet into the store, in order, and looks whether it is there then: PID 1 tells nobody
@@ -245,7 +255,7 @@ func (s *Session) Discard(ctx context.Context) error {
 	// The session first: without it, nothing in the store promises anything.
 	names := []string{prefix}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name, prefix+"/") {
+		if n, ours := parseStoredName(e.Name); ours && n.kernelName == s.lu.Name() && n.file != "" {
 			names = append(names, e.Name)
 		}
 	}

@@ -165,9 +165,11 @@ case $HFVM_BOOT in
 RestartSec=100ms
 Environment=NOTEBOOK_DIE=/root/die"
 	instance small ""
+	echo finished >/root/die-late
+	instance late "Environment=NOTEBOOK_DIE=/root/die-late"
 	systemctl daemon-reload
-	systemctl start renewed small
-	for n in renewed small; do
+	systemctl start renewed small late
+	for n in renewed small late; do
 		notebook -socket /run/$n/socket put word "$n $WORD" >/dev/null
 		notebook -socket /run/$n/socket sum >/root/sum-$n
 	done
@@ -185,6 +187,15 @@ Environment=NOTEBOOK_DIE=/root/die"
 		expect "descriptors in its store" 1 "$(systemctl show -P NFileDescriptorStore small)"
 		rm /etc/systemd/system/small.service.d/limit.conf
 		systemctl daemon-reload
+
+		say "a death in the gap of the renewal, and then the next update"
+		systemctl start late && fail "it did not die"
+		expect "steps left" 0 "$(wc -l </root/die-late)"
+	else
+		systemctl start late
+		expect "the memory that was in no session" "$(cat /root/sum-late)" "$(notebook -socket /run/late/socket sum)"
+		systemctl restart late
+		expect "after a restart" "$(cat /root/sum-late)" "$(notebook -socket /run/late/socket sum)"
 	fi
 	systemctl start small
 	expect "the memory under a limit that is enough" "$(cat /root/sum-small)" "$(notebook -socket /run/small/socket sum)"
