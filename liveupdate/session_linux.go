@@ -32,10 +32,9 @@ type Session struct {
 // FromFD makes a Session of a descriptor received from elsewhere, and takes ownership of it. If it fails, the
 // descriptor is still the caller's.
 //
-// It may be given a stranger's descriptor. Before any ioctl it makes sure that it is an anonymous inode whose link
-// in /proc says session, since an ioctl on something else may do something else; what isn't a session is an
-// [ErrNotASession]. It needs /proc. On a kernel without GET_NAME it fails with [ErrNotSupported] for names longer than
-// [MaxLinkName].
+// It may be given a stranger's descriptor. Before any ioctl it makes sure that it is an anonymous inode, since an ioctl
+// on something else may do something else; what isn't a session is an [ErrNotASession]. On a kernel without GET_NAME it
+// needs /proc, and fails with [ErrNotSupported] for names longer than [MaxLinkName].
 func FromFD(raw int) (*Session, error) {
 	name, err := sessionName(raw)
 	if err != nil {
@@ -75,25 +74,28 @@ func sessionName(raw int) (string, error) {
 	if fs.Type != unix.ANON_INODE_FS_MAGIC {
 		return "", ErrNotASession
 	}
-	link, linkErr := linkName(raw)
-	// A link too long to be read is a session's with a long name, on an older kernel: no other anonymous inode has a
-	// name of such a length.
-	if linkErr != nil && !errors.Is(linkErr, unix.ENAMETOOLONG) {
-		return "", linkErr
-	}
+	// The type 0xBA is the live update's alone (Documentation/userspace-api/ioctl/ioctl-number.rst, Linux 7.2), other
+	// anonymous inodes don't know it; and what would succeed all the same brings no name.
 	name, err := getName(raw)
 	switch {
-	case err == nil:
+	case err == nil && name != "":
 		return name, nil
 	case err == unix.EBADF:
 		// Opened with O_PATH: it is of no use, and doesn't keep the session alive.
 		return "", fmt.Errorf("%w: it was opened with O_PATH", ErrNotASession)
-	case !unknownIoctl(err):
-		return "", err
-	case linkErr != nil:
-		return "", fmt.Errorf("%w to ask a session's name, which has more than %d bytes", ErrNotSupported, MaxLinkName)
 	}
-	return link, nil
+	link, linkErr := linkName(raw)
+	switch {
+	case linkErr == nil && (err == nil || unknownIoctl(err)):
+		return link, nil
+	case linkErr == nil:
+		return "", err
+	case !errors.Is(linkErr, unix.ENAMETOOLONG):
+		return "", linkErr
+	}
+	// A link too long to be read is a session's with a long name, on an older kernel: no other anonymous inode has a
+	// name of such a length.
+	return "", fmt.Errorf("%w to ask a session's name, which has more than %d bytes", ErrNotSupported, MaxLinkName)
 }
 
 // linkName reads a session's name from its link in /proc.

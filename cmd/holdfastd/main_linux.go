@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -12,7 +13,10 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/journal"
@@ -55,7 +59,10 @@ func main() {
 	log, flush := journal.New(level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := run(ctx, log, *listen)
+	// The device takes one at a time. With one processor a request needs no other thread, and the log line is written
+	// once the answer is on its way.
+	runtime.GOMAXPROCS(1)
+	err := run(ctx, log, flush, *listen)
 	if err != nil {
 		log.Error("holdfastd ends", "error", err)
 	}
@@ -65,7 +72,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, log *slog.Logger, path string) error {
+func run(ctx context.Context, log *slog.Logger, flush func(), path string) error {
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		return err
@@ -83,7 +90,38 @@ func run(ctx context.Context, log *slog.Logger, path string) error {
 	if err := systemd.Notify("READY=1"); err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
 		log.Warn("systemd was not told that holdfastd is ready", "error", err)
 	}
-	return o.Server().Serve(ctx, listener)
+	serving, startOver := context.WithCancel(ctx)
+	defer startOver()
+	if path == "" {
+		o.StartOver = startOver
+	}
+	if err := o.Server().Serve(serving, listener); err != nil || ctx.Err() != nil {
+		return err
+	}
+	log.Debug("starting over, to give back memory")
+	flush()
+	return again(listener)
+}
+
+// again executes this program anew in this process, with the socket that systemd handed over. Who connects meanwhile
+// waits in the socket's queue.
+func again(listener *net.UnixListener) error {
+	conn, err := listener.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// $LISTEN_PID is still this process, and its one descriptor was 3. Whatever else that is now ends with the exec.
+	var dupErr error
+	if err := conn.Control(func(raw uintptr) {
+		if raw == 3 {
+			_, dupErr = unix.FcntlInt(raw, unix.F_SETFD, 0)
+		} else {
+			dupErr = unix.Dup3(int(raw), 3, 0)
+		}
+	}); err != nil || dupErr != nil {
+		return fmt.Errorf("handing the socket on: %w", cmp.Or(err, dupErr))
+	}
+	return fmt.Errorf("executing %s anew: %w", os.Args[0], unix.Exec(os.Args[0], os.Args, os.Environ()))
 }
 
 // listenOn takes the socket from systemd, or makes one.
@@ -98,8 +136,8 @@ func listenOn(path string) (*net.UnixListener, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the socket that systemd handed over: %w", err)
 		}
-		if unix, ok := listener.(*net.UnixListener); ok {
-			return unix, nil
+		if l, ok := listener.(*net.UnixListener); ok {
+			return l, nil
 		}
 		listener.Close()
 		return nil, fmt.Errorf("systemd handed over a socket of %s; holdfastd.socket must have a unix stream socket", listener.Addr().Network())

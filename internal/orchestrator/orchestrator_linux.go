@@ -38,6 +38,9 @@ const (
 	// connectionsPerUser and connectionsOfUsers do so for what isn't root's, which gets no sessions anyway.
 	connectionsPerUser = 64
 	connectionsOfUsers = 1024
+
+	// crowd is how many connections at once leave something behind in Go's runtime.
+	crowd = 128
 )
 
 // place is what connections are counted by.
@@ -63,6 +66,9 @@ type Orchestrator struct {
 	Cgroups *peer.Cgroups
 	Version string
 	Log     *slog.Logger
+	// StartOver, unless nil, is called when the last one of a crowd of connections has gone. Go's runtime never gives
+	// back all that it took for a crowd (goroutines, tables of spans), and nothing would be lost with the process.
+	StartOver func()
 
 	// nameMax is what the running kernel allows, once it was asked; it can't change under a running daemon.
 	nameMax struct {
@@ -72,9 +78,9 @@ type Orchestrator struct {
 
 	connections struct {
 		sync.Mutex
-		total, users int
-		places       map[place]int
-		idle         *time.Timer
+		total, users, most int
+		places             map[place]int
+		idle               *time.Timer
 	}
 }
 
@@ -125,7 +131,7 @@ func (o *Orchestrator) enter(p place) bool {
 	defer c.Unlock()
 	if c.places == nil {
 		c.places = map[place]int{}
-		c.idle = time.AfterFunc(time.Hour, debug.FreeOSMemory)
+		c.idle = time.AfterFunc(time.Hour, o.idle)
 	}
 	if p.root && c.places[p] >= connectionsPerUnit || !p.root && (c.places[p] >= connectionsPerUser || c.users >= connectionsOfUsers) {
 		return false
@@ -135,6 +141,7 @@ func (o *Orchestrator) enter(p place) bool {
 		c.users++
 	}
 	c.total++
+	c.most = max(c.most, c.total)
 	c.idle.Stop()
 	return true
 }
@@ -150,9 +157,21 @@ func (o *Orchestrator) leave(p place) {
 		c.users--
 	}
 	if c.total--; c.total == 0 {
-		// The memory goes back to the host that a crowd has taken, once it has gone.
 		c.idle.Reset(time.Second)
 	}
+}
+
+// idle gives the memory back to the host that connections have taken, when there are none.
+func (o *Orchestrator) idle() {
+	c := &o.connections
+	c.Lock()
+	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd
+	c.Unlock()
+	if startOver {
+		o.StartOver()
+		return
+	}
+	debug.FreeOSMemory()
 }
 
 // subject is io.holdfast.Sessions.Subject.

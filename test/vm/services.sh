@@ -68,19 +68,30 @@ case $HFVM_BOOT in
 	systemctl stop holder
 
 	say "a store with another's session, none, and one that is too small"
-	systemd-run --quiet --unit=thief -p FileDescriptorStoreMax=8 -p FileDescriptorStorePreserve=yes -p NotifyAccess=all sleep infinity
+	cat >/etc/systemd/system/thief.service <<-'END'
+		[Service]
+		Type=notify
+		NotifyAccess=all
+		ExecStart=sh /root/thief
+		FileDescriptorStoreMax=8
+		FileDescriptorStorePreserve=yes
+	END
+	echo 'systemd-notify --ready; exec sleep infinity' >/root/thief
+	systemctl start thief
 	in_unit victim holdfast acquire notes -- sh -c '
 		echo 0 >/sys/fs/cgroup/system.slice/thief.service/cgroup.procs
 		NOTIFY_SOCKET=/run/systemd/notify systemd-notify --fd=3 --fdname=x'
 	expect "descriptors in the thief's store" 1 "$(systemctl show -P NFileDescriptorStore thief)"
-	systemctl stop thief
+	echo 'exec notebook -socket /run/refused 2>/root/thief-says' >/root/thief
+	systemctl restart thief && fail "the notebook took another unit's session"
+	expect_in "another's session" "belongs to somebody else" "$(cat /root/thief-says)"
+	systemctl reset-failed thief
+	systemctl clean --what=fdstore thief
 	as_notebook() { # UNIT PROPERTY...
 		unit=$1
 		shift
 		in_unit "$unit" -p Type=notify -p FileDescriptorStorePreserve=yes "$@" notebook -socket /run/refused
 	}
-	out=$(as_notebook thief -p FileDescriptorStoreMax=8) && fail "the notebook took another unit's session"
-	expect_in "another's session" "belongs to somebody else" "$out"
 	out=$(as_notebook none -p FileDescriptorStoreMax=0) && fail "the notebook started without a store"
 	expect_in "no store" "none.service has no fd store that a session could be kept in: it has FileDescriptorStoreMax=0" "$out"
 	out=$(as_notebook tight -p FileDescriptorStoreMax=2) && fail "the notebook started with a store that is too small"

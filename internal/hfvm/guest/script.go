@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -80,7 +81,7 @@ func runService([]string) error {
 	go func() { done <- cmd.Wait() }()
 	select {
 	case <-done:
-		return ended(cmd.ProcessState.Sys().(unix.WaitStatus))
+		return ended(unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus)))
 	case <-stopping:
 		_ = cmd.Process.Signal(unix.SIGTERM)
 		<-done

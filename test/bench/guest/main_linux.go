@@ -60,9 +60,9 @@ func bench() error {
 	if err != nil {
 		return err
 	}
-	rounds := 100
+	rounds := 2000
 	if quick {
-		rounds = 10
+		rounds = 300
 	}
 	if err := speed(rounds); err != nil {
 		return err

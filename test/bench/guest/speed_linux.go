@@ -13,8 +13,8 @@ import (
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
-// perRound is how often each way is measured in a round.
-const perRound = 20
+// warm is how many rounds don't count.
+const warm = 50
 
 // way is one way to get a descriptor.
 type way struct {
@@ -65,21 +65,16 @@ func speed(rounds int) error {
 	}}
 
 	ways := []*way{floor, kept, connecting, dbus, bare}
-	for round := range rounds + 1 {
+	for round := range warm + rounds {
 		// Nobody always comes after the same one.
 		for i := range ways {
 			w := ways[(i+round)%len(ways)]
-			for range perRound {
-				start := time.Now()
-				if err := w.once(); err != nil {
-					return fmt.Errorf("%s: %w", w.name, err)
-				}
-				w.times = append(w.times, time.Since(start))
+			start := time.Now()
+			if err := w.once(); err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
 			}
-		}
-		if round == 0 { // to get warm
-			for _, w := range ways {
-				w.times = nil
+			if round >= warm {
+				w.times = append(w.times, time.Since(start))
 			}
 		}
 	}
@@ -88,7 +83,7 @@ func speed(rounds int) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nOne descriptor handed over; Linux %.*s, %d times each, in turn\n\n", len(release)-1, release, rounds*perRound)
+	fmt.Printf("\nOne descriptor handed over; Linux %.*s, %d times each, in turn\n\n", len(release)-1, release, rounds)
 	fmt.Printf("%-50s %10s %10s %10s\n", "µs", "median", "10th %", "90th %")
 	for _, w := range ways {
 		slices.Sort(w.times)
