@@ -45,12 +45,7 @@ func (d Device) session(ctx context.Context, op string, number uintptr, name str
 		return nil, &Error{Op: op, Name: name, Err: err}
 	}
 	start := time.Now()
-	expired := ctx.Done()
-	if _, limited := ctx.Deadline(); !limited {
-		limit, cancel := context.WithTimeout(ctx, DefaultTimeout)
-		defer cancel()
-		expired = limit.Done()
-	}
+	var expired <-chan struct{}
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		raw, openErr, callErr := deviceCall(d.path(), number, name)
 		switch {
@@ -60,6 +55,14 @@ func (d Device) session(ctx context.Context, op string, number uintptr, name str
 			return &Session{fd: fd.New(raw), name: name}, nil
 		case openErr != unix.EBUSY:
 			return nil, d.openError(op, name, openErr)
+		}
+		if _, limited := ctx.Deadline(); limited {
+			expired = ctx.Done()
+		} else if expired == nil {
+			// Not earlier: a timer costs more than a call that finds the device free.
+			limit, cancel := context.WithTimeout(ctx, DefaultTimeout)
+			defer cancel()
+			expired = limit.Done()
 		}
 		// Between half and all of the pause, so that two who wait don't meet again at every try.
 		select {

@@ -28,10 +28,10 @@ import (
 const (
 	iface = "io.holdfast.Sessions"
 
-	// waitMin and waitMax bound how long a call waits for a busy device. Who doesn't want to wait gets one try.
-	waitMin     = 10 * time.Millisecond
-	waitDefault = 5 * time.Second
-	waitMax     = time.Minute
+	// waitMin and waitMax bound how long a call waits for a busy device: liveupdate.DefaultTimeout where it doesn't say.
+	// Who doesn't want to wait gets one try.
+	waitMin = 10 * time.Millisecond
+	waitMax = time.Minute
 
 	// connectionsPerUnit bounds what one unit can take of the server's 4,096 connections.
 	connectionsPerUnit = 2048
@@ -200,8 +200,6 @@ func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varli
 		NameMax int    `json:"nameMax"`
 		Problem string `json:"problem,omitempty"`
 	}{Version: o.Version, Keeper: "none", NameMax: name.Max}
-	ctx, cancel := context.WithTimeout(ctx, waitDefault)
-	defer cancel()
 	max, err := o.longestName(ctx)
 	if err == nil {
 		reply.NameMax = max
@@ -236,15 +234,14 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 	if err := call.Parameters(&in); err != nil {
 		return nil, err
 	}
-	wait := waitDefault
 	if t := in.TimeoutUSec; t != nil {
 		if *t < 0 {
 			return nil, varlink.InvalidParameter("timeoutUSec")
 		}
-		wait = max(waitMin, time.Duration(min(*t, waitMax.Microseconds()))*time.Microsecond)
+		limited, cancel := context.WithTimeout(ctx, max(waitMin, time.Duration(min(*t, waitMax.Microseconds()))*time.Microsecond))
+		defer cancel()
+		ctx = limited
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
 
 	id, err := o.who(call, in.Subject)
 	if err != nil {

@@ -79,10 +79,10 @@ func (p *Process) Identity() (Identity, error) {
 			return err
 		}
 		id.PID = int(info.Tgid)
-		id.Cgroup, err = p.cgroups.path(pidfd, info)
+		found, err := p.cgroups.find(pidfd, info)
+		id.Cgroup, id.Owner = found.path, found.owner
 		return err
 	})
-	id.Owner = Owner(id.Cgroup)
 	return id, err
 }
 
@@ -111,8 +111,10 @@ type Cgroups struct {
 	mount string
 
 	mu    sync.Mutex
-	paths map[uint64]string
+	known map[uint64]cgroup
 }
+
+type cgroup struct{ path, owner string }
 
 // cgroupsRemembered bounds the paths that are kept; past it they are looked up anew.
 const cgroupsRemembered = 1024
@@ -123,7 +125,7 @@ func FindCgroups() (*Cgroups, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cgroups{mount: mount, paths: map[uint64]string{}}, nil
+	return &Cgroups{mount: mount, known: map[uint64]cgroup{}}, nil
 }
 
 // CgroupMount returns where the v2 hierarchy is mounted: /sys/fs/cgroup, or another place in a hybrid tree.
@@ -160,50 +162,51 @@ func parseMountinfo(mountinfo string) (string, error) {
 	return "", errors.New("no cgroup v2 hierarchy is mounted, and who asks is told by it; mount one on /sys/fs/cgroup")
 }
 
-// path returns the path of the cgroup that info speaks of.
+// find returns the cgroup that info speaks of.
 //
 // It comes from /proc/PID/cgroup, which needs no privilege (open_by_handle_at needs CAP_DAC_READ_SEARCH: every
 // file of the host). That a PID was read makes no difference: the path is believed only if the directory there
 // has the very number that the pidfd gave.
-func (c *Cgroups) path(pidfd int, info *unix.PidfdInfo) (string, error) {
+func (c *Cgroups) find(pidfd int, info *unix.PidfdInfo) (cgroup, error) {
 	c.mu.Lock()
-	path, ok := c.paths[info.Cgroupid]
+	found, ok := c.known[info.Cgroupid]
 	c.mu.Unlock()
 	if ok {
-		return path, nil
+		return found, nil
 	}
 	for range 3 {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", info.Tgid))
 		if err != nil {
 			if _, gone := pidfdInfo(pidfd); gone != nil {
-				return "", gone
+				return cgroup{}, gone
 			}
-			return "", err
+			return cgroup{}, err
 		}
 		path, ok := parseCgroup(data)
 		if !ok {
-			return "", fmt.Errorf("/proc/%d/cgroup has no line of the v2 hierarchy", info.Tgid)
+			return cgroup{}, fmt.Errorf("/proc/%d/cgroup has no line of the v2 hierarchy", info.Tgid)
 		}
 		var stat unix.Stat_t
 		if err := unix.Stat(c.mount+path, &stat); err == nil && stat.Ino == info.Cgroupid {
-			c.remember(info.Cgroupid, path)
-			return path, nil
+			found := cgroup{path, Owner(path)}
+			c.remember(info.Cgroupid, found)
+			return found, nil
 		}
 		// It was moved in between, or has ended: ask for its present number.
 		if info, err = pidfdInfo(pidfd); err != nil {
-			return "", err
+			return cgroup{}, err
 		}
 	}
-	return "", fmt.Errorf("the cgroup of process %d can't be told: it keeps changing, or isn't below %s", info.Tgid, c.mount)
+	return cgroup{}, fmt.Errorf("the cgroup of process %d can't be told: it keeps changing, or isn't below %s", info.Tgid, c.mount)
 }
 
-func (c *Cgroups) remember(id uint64, path string) {
+func (c *Cgroups) remember(id uint64, found cgroup) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.paths) >= cgroupsRemembered {
-		clear(c.paths)
+	if len(c.known) >= cgroupsRemembered {
+		clear(c.known)
 	}
-	c.paths[id] = path
+	c.known[id] = found
 }
 
 // parseCgroup returns the v2 path in the text of /proc/PID/cgroup (cgroups(7): the line of hierarchy 0).

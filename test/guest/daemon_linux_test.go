@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long anything may take that has to happen. Nothing here takes as long unless it hangs.
-const patience = 30 * time.Second
+const patience = 20 * time.Second
 
 // socket is the listening socket, which outlives the daemon as holdfastd.socket does.
 type socket struct {

@@ -189,7 +189,7 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 				continue
 			}
 			if i == 0 || i+1 == len(thread) || thread[i-1].nr != unix.SYS_OPENAT || thread[i+1].nr != unix.SYS_CLOSE {
-				t.Fatalf("between open and close the daemon did more than one ioctl: %v", thread)
+				t.Fatalf("the daemon does not open, ask and close in one go: %v", thread)
 			}
 			// To have opened it is the last that openat does, after it has found it.
 			took := thread[i+1].end - thread[i-1].end
