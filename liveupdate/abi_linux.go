@@ -41,15 +41,15 @@ type fileArg struct {
 
 // finishArg is struct liveupdate_session_finish.
 type finishArg struct {
-	size     uint32
-	reserved uint32
+	size uint32
+	_    uint32 // reserved
 }
 
 // nameArg is struct liveupdate_session_get_name.
 type nameArg struct {
-	size     uint32
-	reserved uint32
-	name     [nameLength]byte // out
+	size uint32
+	_    uint32           // reserved
+	name [nameLength]byte // out
 }
 
 // turn has the calls of one process wait for each other. Without it they would find the device busy, each by the

@@ -115,7 +115,7 @@ func (d Device) openError(op, name string, err error) error {
 	case unix.EACCES, unix.EPERM:
 		e.Hint = "be root, or get a session's descriptor from somebody who is: the device is root's alone"
 	case unix.ENOENT, unix.ENOTDIR, unix.ENXIO, unix.ENODEV:
-		e.Kind, e.Hint = missing()
+		e.Hint, e.Kind = missing()
 	}
 	return e
 }

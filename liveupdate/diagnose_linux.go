@@ -15,27 +15,27 @@ import (
 )
 
 // missing says why there is no device, and what to do about it.
-func missing() (kind error, hint string) {
+func missing() (hint string, kind error) {
 	if f, err := os.Open("/proc/misc"); err == nil {
 		defer f.Close()
 		if hasDriver(f) {
-			return ErrNoDevice, "the kernel has it (see /proc/misc), but here is no node of it: mount devtmpfs, or give it to the container"
+			return "the kernel has it (see /proc/misc), but here is no node of it: mount devtmpfs, or give it to the container", ErrNoDevice
 		}
 	}
 	if f, err := os.Open("/proc/kallsyms"); err == nil {
 		defer f.Close()
 		if !hasSymbols(f) {
-			return ErrNoDevice, fix(ErrNoDevice)
+			return fix(ErrNoDevice), ErrNoDevice
 		}
 	} else {
 		// A kernel without CONFIG_KALLSYMS doesn't tell whether it has the code.
-		return ErrNoDevice, fix(ErrNoDevice)
+		return fix(ErrNoDevice), ErrNoDevice
 	}
 	words, err := os.ReadFile("/proc/cmdline")
 	if err == nil && enabled(string(words)) {
-		return ErrNotEnabled, "kho=on liveupdate=on is on the kernel's command line, but it gave up at boot: see the kernel's log for lines with KHO and luo"
+		return "kho=on liveupdate=on is on the kernel's command line, but it gave up at boot: see the kernel's log for lines with KHO and luo", ErrNotEnabled
 	}
-	return ErrNotEnabled, fix(ErrNotEnabled)
+	return fix(ErrNotEnabled), ErrNotEnabled
 }
 
 // hasDriver looks in /proc/misc, which lists "MINOR NAME", for the device's driver. It registers when live update is

@@ -31,7 +31,7 @@ func TestABI(t *testing.T) {
 		"finishArg":       {unsafe.Sizeof(finishArg{}), 8},
 		"nameArg":         {unsafe.Sizeof(nameArg{}), 72},
 		"nameArg.name":    {unsafe.Offsetof(nameArg{}.name), 8},
-		"CREATE_SESSION":  {ioctlCreateSession, 0xBA<<8 | 0x00},
+		"CREATE_SESSION":  {ioctlCreateSession, 0xBA << 8},
 		"RETRIEVE_FINISH": {ioctlFinish, 0xBA<<8 | 0x42},
 	} {
 		if n[0] != n[1] {

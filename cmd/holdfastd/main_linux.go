@@ -126,11 +126,8 @@ func again(listener *net.UnixListener) error {
 
 // listenOn takes the socket from systemd, or makes one.
 func listenOn(path string) (*net.UnixListener, error) {
-	for _, l := range systemd.ListenFDs() {
-		if path != "" {
-			break
-		}
-		file := os.NewFile(uintptr(l.Raw), l.Name)
+	if handed := systemd.ListenFDs(); path == "" && len(handed) > 0 {
+		file := os.NewFile(uintptr(handed[0].Raw), handed[0].Name)
 		defer file.Close()
 		listener, err := net.FileListener(file)
 		if err != nil {

@@ -92,11 +92,9 @@ func runService([]string) error {
 // runInit is PID 1 of a guest without an operating system. If it can't even tell the host what is
 // wrong it ends, and so does the machine, with a panic.
 func runInit([]string) error {
-	if err := initSystem(); err != nil {
-		fmt.Fprintln(os.Stderr, "hfvm init:", err)
-		return end("fail", err.Error())
-	}
-	return nil
+	err := initSystem()
+	fmt.Fprintln(os.Stderr, "hfvm init:", err)
+	return end("fail", err.Error())
 }
 
 func initSystem() error {
