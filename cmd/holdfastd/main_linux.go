@@ -4,7 +4,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -15,8 +14,6 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/journal"
@@ -100,28 +97,7 @@ func run(ctx context.Context, log *slog.Logger, flush func(), path string) error
 	}
 	log.Debug("starting over, to give back memory")
 	flush()
-	return again(listener)
-}
-
-// again executes this program anew in this process, with the socket that systemd handed over. Who connects meanwhile
-// waits in the socket's queue.
-func again(listener *net.UnixListener) error {
-	conn, err := listener.SyscallConn()
-	if err != nil {
-		return err
-	}
-	// $LISTEN_PID is still this process, and its one descriptor was 3. Whatever else that is now ends with the exec.
-	var dupErr error
-	if err := conn.Control(func(raw uintptr) {
-		if raw == 3 {
-			_, dupErr = unix.FcntlInt(raw, unix.F_SETFD, 0)
-		} else {
-			dupErr = unix.Dup3(int(raw), 3, 0)
-		}
-	}); err != nil || dupErr != nil {
-		return fmt.Errorf("handing the socket on: %w", cmp.Or(err, dupErr))
-	}
-	return fmt.Errorf("executing %s anew: %w", os.Args[0], unix.Exec(os.Args[0], os.Args, os.Environ()))
+	return systemd.StartOver(listener)
 }
 
 // listenOn takes the socket from systemd, or makes one.

@@ -76,6 +76,13 @@ type Orchestrator struct {
 		bytes int
 	}
 
+	// handing has, by kernel name, the sessions whose client may have got its descriptor while this process has
+	// yet to close its own.
+	handing struct {
+		sync.Mutex
+		closed map[string]chan struct{}
+	}
+
 	connections struct {
 		sync.Mutex
 		total, users, most int
@@ -254,7 +261,7 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 	if err := o.checkName(ctx, in.Name); err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
-	made, err := o.Device.Create(ctx, name.Kernel(id.Owner, in.Name))
+	made, done, err := o.create(ctx, name.Kernel(id.Owner, in.Name))
 	if err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
@@ -265,7 +272,42 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 			Session               session `json:"session"`
 			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
 		}{Session: session{Name: in.Name, Owner: id.Owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
-		FDs: []*fd.FD{fd.New(made.Disown())},
+		FDs:  []*fd.FD{fd.New(made.Disown())},
+		Done: done,
+	}, nil
+}
+
+// create makes a session. done is to be called when it is closed here: a client that has closed its own descriptor may
+// ask for the name again at once, by another connection, and shall not find it taken for the moment until then.
+func (o *Orchestrator) create(ctx context.Context, kernelName string) (made *liveupdate.Session, done func(), err error) {
+	h := &o.handing
+	h.Lock()
+	earlier := h.closed[kernelName]
+	h.Unlock()
+	if earlier != nil {
+		select {
+		case <-earlier:
+		case <-ctx.Done():
+		}
+	}
+	made, err = o.Device.Create(ctx, kernelName)
+	if err != nil {
+		return nil, nil, err
+	}
+	closed := make(chan struct{})
+	h.Lock()
+	defer h.Unlock()
+	if h.closed == nil {
+		h.closed = map[string]chan struct{}{}
+	}
+	h.closed[kernelName] = closed
+	return made, func() {
+		h.Lock()
+		defer h.Unlock()
+		if h.closed[kernelName] == closed {
+			delete(h.closed, kernelName)
+		}
+		close(closed)
 	}, nil
 }
 

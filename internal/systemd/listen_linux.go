@@ -3,6 +3,9 @@
 package systemd
 
 import (
+	"cmp"
+	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -40,4 +43,25 @@ func ListenFDs() []Listened {
 		fds = append(fds, l)
 	}
 	return fds
+}
+
+// StartOver executes this program anew in this process, with the one socket that systemd handed over. Who connects
+// meanwhile waits in the socket's queue. It returns only if that fails.
+func StartOver(listener *net.UnixListener) error {
+	conn, err := listener.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// $LISTEN_PID is still this process, and its one descriptor was 3. Whatever else that is now ends with the exec.
+	var dupErr error
+	if err := conn.Control(func(raw uintptr) {
+		if raw == 3 {
+			_, dupErr = unix.FcntlInt(raw, unix.F_SETFD, 0)
+		} else {
+			dupErr = unix.Dup3(int(raw), 3, 0)
+		}
+	}); err != nil || dupErr != nil {
+		return fmt.Errorf("handing the socket on: %w", cmp.Or(err, dupErr))
+	}
+	return fmt.Errorf("executing %s anew: %w", os.Args[0], unix.Exec(os.Args[0], os.Args, os.Environ()))
 }

@@ -68,7 +68,7 @@ func (c *Call) Drop(f *fd.FD) {
 // Continue sends a reply that isn't the last; the method's own is. The server takes over reply.FDs. The error
 // is an [*Error] where the client takes only one reply. Otherwise it means that the client is gone.
 func (c *Call) Continue(reply *Reply) error {
-	defer fd.CloseAll(reply.FDs)
+	defer reply.close()
 	if !c.request.More {
 		return &Error{Name: ErrExpectedMore}
 	}

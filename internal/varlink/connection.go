@@ -119,7 +119,7 @@ func (c *connection) answer(ctx context.Context, m message) error {
 	if reply == nil {
 		reply = &Reply{}
 	}
-	defer fd.CloseAll(reply.FDs)
+	defer reply.close()
 	switch {
 	case call.request.Oneway:
 		if err != nil {

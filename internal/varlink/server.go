@@ -28,6 +28,14 @@ type Method func(ctx context.Context, call *Call) (*Reply, error)
 type Reply struct {
 	Parameters any // marshals to a JSON object; nil is an empty one
 	FDs        []*fd.FD
+	Done       func() // called when FDs are closed, which is some time after the client has got them; may be nil
+}
+
+func (r *Reply) close() {
+	fd.CloseAll(r.FDs)
+	if r.Done != nil {
+		r.Done()
+	}
 }
 
 // Interface is a varlink interface with its methods.

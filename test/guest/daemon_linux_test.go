@@ -82,14 +82,13 @@ func (s *socket) start(t *testing.T) *daemon {
 	return d
 }
 
-// serve is a socket with a daemon that answers.
-func serve(t *testing.T) *daemon {
+// serve is a socket with a daemon that answers, and the connection by which it did.
+func serve(t *testing.T) (*daemon, *connection) {
 	t.Helper()
 	d := listen(t).start(t)
 	c := dial(t)
-	defer c.close()
 	c.call(t, "org.varlink.service.GetInfo", `{}`)
-	return d
+	return d, c
 }
 
 func (d *daemon) pid() int { return d.cmd.Process.Pid }

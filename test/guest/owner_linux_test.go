@@ -71,8 +71,8 @@ func TestRefused(t *testing.T) {
 // A name is a unit's own: another unit that asks for the same one gets another session, and can't have the first.
 func TestAnotherUnitsSession(t *testing.T) {
 	inVM(t)
-	serve(t)
-	first, second := dial(t), startClient(t, other, 0)
+	_, first := serve(t)
+	second := startClient(t, other, 0)
 	ours := first.acquire(t, "/vmm.service", "ram")
 	theirs := second.acquire(t, "/other.service", "ram")
 	if ours.Name() != "h1-ok2ohkddat64npei.ram" || theirs.Name() == ours.Name() {

@@ -12,9 +12,7 @@ import (
 // When the daemon is told to end, the calls under way are answered, and nothing else is begun.
 func TestStop(t *testing.T) {
 	inVM(t)
-	d := serve(t)
-	idle := dial(t)
-	idle.sessions(t, "Describe", `{}`)
+	d, idle := serve(t)
 	device := holdDevice(t)
 	defer device.Close()
 	calls := make([]*connection, 8)
