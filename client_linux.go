@@ -99,10 +99,12 @@ func (c *Client) call(ctx context.Context, op, method string, in any, fds []int,
 			e.Op, e.Kind = op, refused.Name
 			return nil, e
 		}
-		c.disconnect(conn)
 		if ctx.Err() != nil {
+			// The connection may be in the middle of another caller's call. If it was this one that broke off, the
+			// next call finds it unusable.
 			break
 		}
+		c.disconnect(conn)
 	}
 	return nil, fmt.Errorf("holdfast: %s: %w", op, err)
 }

@@ -63,7 +63,7 @@ func (e *Error) Error() string {
 	case ErrNameTaken.Kind:
 		text = fmt.Sprintf("a session %q exists already; close every descriptor of it first, fd stores included", e.Name)
 	case ErrIncomingWaiting.Kind:
-		text = fmt.Sprintf("a session %q of the previous kernel waits to be taken back", e.Name)
+		text = "a session of this name waits to be taken back"
 	case ErrNoSuchSession.Kind:
 		text = fmt.Sprintf("there is no session %q", e.Name)
 	case ErrNotASession.Kind:
@@ -115,8 +115,8 @@ var problems = map[string]string{
 }
 
 var (
-	// ErrNotCommitted is what came back without a manifest that names all of it: it was never committed, and is left out.
-	ErrNotCommitted = errors.New("what came back is not whole, so it was never committed")
+	// errNotCommitted is what came back without a manifest that names all of it.
+	errNotCommitted = errors.New("what came back is not whole, so it was never committed")
 	// ErrCommitted is changing a session after its manifest was written.
 	ErrCommitted = errors.New("the session is committed; acquire another one to change what it holds")
 )

@@ -29,7 +29,7 @@ func (o *renewOptions) done(step RenewStep) {
 }
 
 // WithProgress has a function called after each step, on the goroutine that called Renew: to tell whoever waits for
-// gigabytes to be pinned.
+// gigabytes to be pinned. It must not call methods of what is being renewed.
 func WithProgress(progress func(RenewStep)) RenewOption {
 	return func(o *renewOptions) { o.progress = progress }
 }

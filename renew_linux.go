@@ -5,6 +5,7 @@ package holdfast
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/holdfast-project/holdfast/internal/systemd"
 )
@@ -28,8 +29,8 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manifestFD == nil || c.manifestFD.Raw() < 0 {
-		return nil, fmt.Errorf("holdfast: renew %q: it is closed", c.manifest.Name)
+	if c.closed() {
+		return nil, fmt.Errorf("holdfast: renew %q: %w", c.manifest.Name, os.ErrClosed)
 	}
 	store, err := openStore(ctx)
 	if err != nil {
@@ -90,12 +91,20 @@ func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.St
 	}
 	session.generation = c.manifest.Generation + 1
 	done(Acquired)
-	if err := session.take(ctx, c.files, store, done); err != nil {
+	err = session.take(ctx, c.files, store, done)
+	if err != nil && session.manifest == nil {
 		session.Close()
 		return nil, err
 	}
 	closeFiles(c.files)
 	c.manifestFD.Close()
+	if err != nil {
+		// The store may have all of it: the next try goes on with this session.
+		renewed := *c.manifest
+		renewed.Generation, renewed.Owner = session.generation, session.owner
+		c.manifest, c.outgoing, c.files, c.manifestFD = &renewed, session.lu, session.files, session.manifest
+		return nil, err
+	}
 	return session, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -34,6 +35,7 @@ type Committed struct {
 	manifestFD         *fd.FD
 	finished           []*liveupdate.Session
 	stale              []string // FDNAMEs that are of no more use once a session of this kernel is stored
+	charged            bool     // the files were retrieved before, by somebody who died since
 }
 
 // Name is the client's own portion of the session's name.
@@ -59,6 +61,9 @@ func (c *Committed) Incoming() bool {
 func (c *Committed) Retrieve() (map[string]*os.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed() {
+		return nil, fmt.Errorf("holdfast: retrieve %q: %w", c.manifest.Name, os.ErrClosed)
+	}
 	if err := c.retrieve(); err != nil {
 		return nil, err
 	}
@@ -69,8 +74,10 @@ func (c *Committed) retrieve() error {
 	if c.incoming == nil || len(c.files) == len(c.manifest.Files) {
 		return nil
 	}
-	if err := checkMemory(c.manifest.Size()); err != nil {
-		return err
+	if !c.charged {
+		if err := checkMemory(c.manifest.Size()); err != nil {
+			return err
+		}
 	}
 	var files []heldFile
 	for _, m := range c.manifest.Files {
@@ -100,6 +107,8 @@ func (c *Committed) Close() error {
 	c.close()
 	return nil
 }
+
+func (c *Committed) closed() bool { return c.manifestFD == nil || c.manifestFD.Raw() < 0 }
 
 func (c *Committed) close() {
 	closeFiles(c.files)
@@ -195,6 +204,9 @@ func inherit(listened []systemd.Listened) map[string]*handed {
 	for _, l := range listened {
 		stored, ours := parseStoredName(l.Name)
 		if ours && stored.file != "" {
+			if _, err := unix.FcntlInt(uintptr(l.Raw), unix.F_GET_SEALS, 0); err != nil {
+				continue // no memfd, so nothing that the library has stored
+			}
 			h := of(stored.kernelName)
 			h.files = append(h.files, handedFile{fdname: l.Name, file: stored.file, fd: fd.New(l.Raw)})
 			continue
@@ -214,15 +226,22 @@ func inherit(listened []systemd.Listened) map[string]*handed {
 }
 
 // Restored returns what systemd handed back to this process at its start ($LISTEN_FDS): each session that is whole by
-// its manifest, and that the orchestrator says is the caller's own. Other descriptors, such as listening sockets, are
-// left alone. What was returned once isn't returned again.
+// its manifest, and that the orchestrator says is the caller's own. What has no manifest was never committed, and is not
+// there. Nothing and no error: this is the first start. With an error, don't start afresh.
 //
-// If the error says that something was left out ([ErrNotCommitted], [ErrNotOwner]), what is returned beside it is still
-// good; its descriptors are closed here, and the fd store keeps its own. If the orchestrator can't be asked, nothing
-// is returned, and it can be tried again.
+// If the error says that something was left out ([ErrNotOwner], or a failure to read it), what is returned beside it is
+// still good; the descriptors of the rest are closed here, and the fd store keeps its own. If the orchestrator can't be
+// asked, nothing is returned, and it can be tried again.
+//
+// It takes over the descriptors that are the library's, once; what was returned isn't returned again. Other ones, such
+// as listening sockets, are left alone. Where a library for socket activation makes files of all of $LISTEN_FDS, call
+// Restored first, and have that library take only what it knows by name.
 func Restored(ctx context.Context, client *Client) ([]*Committed, error) {
 	inherited.mu.Lock()
 	defer inherited.mu.Unlock()
+	if pid := os.Getenv("LISTEN_PID"); !inherited.taken && pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return nil, fmt.Errorf("holdfast: systemd handed its descriptors to process %s, and this is %d: have the unit's ExecStart= execute this program itself", pid, os.Getpid())
+	}
 	if !inherited.taken {
 		inherited.names, inherited.taken = inherit(systemd.ListenFDs()), true
 	}
@@ -250,6 +269,10 @@ func Restored(ctx context.Context, client *Client) ([]*Committed, error) {
 	for _, h := range sorted(inherited.names) {
 		delete(inherited.names, h.kernelName)
 		c, err := h.committed()
+		if errors.Is(err, errNotCommitted) {
+			h.close()
+			continue
+		}
 		if err != nil {
 			h.close()
 			leftOut = append(leftOut, fmt.Errorf("holdfast: restore %s: %w", h.kernelName, err))
@@ -270,14 +293,15 @@ func sorted(names map[string]*handed) []*handed {
 // finished; files and manifests in the store; the session of this kernel, which was stored last.
 func (h *handed) committed() (*Committed, error) {
 	c := &Committed{}
-	var whole error = ErrNotCommitted
+	whole := errNotCommitted
+	outgoing := "" // its FDNAME
 	for _, s := range h.sessions {
 		direction, err := s.lu.Direction()
 		if err != nil {
 			return nil, err
 		}
 		if direction == liveupdate.Outgoing {
-			c.outgoing = s.lu
+			c.outgoing, outgoing = s.lu, s.fdname
 			continue
 		}
 		if s.unique {
@@ -294,13 +318,16 @@ func (h *handed) committed() (*Committed, error) {
 		c.incoming, c.manifest, c.manifestFD = s.lu, manifest, manifestFD
 	}
 	if c.incoming != nil && c.outgoing == nil {
-		// The session has all of it. What the store has too is the same files.
+		// The session has all of it. What the store has too is the same files, retrieved before.
+		c.charged = !slices.ContainsFunc(c.manifest.Files, func(m ManifestFile) bool {
+			return !slices.ContainsFunc(h.files, func(f handedFile) bool { return f.file == m.Name && checkSize(f.fd, m) == nil })
+		})
 		for _, f := range h.files {
 			f.fd.Close()
 		}
 		return c, nil
 	}
-	stored, files, manifestFD := h.stored()
+	stored, files, manifestFD := h.stored(outgoing)
 	if stored == nil {
 		if c.manifestFD != nil {
 			c.manifestFD.Close()
@@ -375,30 +402,46 @@ func readManifest(f *fd.FD, kernelName string) (*Manifest, error) {
 	return m, nil
 }
 
-// stored finds the newest manifest in the store whose files are all there.
-func (h *handed) stored() (*Manifest, map[string]*fd.FD, *fd.FD) {
-	files := map[string]*fd.FD{}
-	for _, f := range h.files {
-		if !strings.HasPrefix(f.file, manifestPrefix) {
-			files[f.file] = f.fd
-		}
-	}
-	var newest *Manifest
-	var newestFD *fd.FD
+// stored finds the newest manifest in the store whose files are all there. One that was stored beside the session of
+// this kernel, whose FDNAME is outgoing, comes before all others.
+func (h *handed) stored(outgoing string) (*Manifest, map[string]*fd.FD, *fd.FD) {
+	var best *Manifest
+	var bestFiles map[string]*fd.FD
+	var bestFD *fd.FD
+	bestBeside := false
 	for _, f := range h.files {
 		if !strings.HasPrefix(f.file, manifestPrefix) {
 			continue
 		}
 		m, err := readManifest(f.fd, h.kernelName)
-		if err != nil || newest != nil && newest.Generation >= m.Generation {
+		if err != nil {
 			continue
 		}
-		missing := slices.ContainsFunc(m.Files, func(file ManifestFile) bool {
-			return files[file.Name] == nil || checkSize(files[file.Name], file) != nil
-		})
-		if !missing {
-			newest, newestFD = m, f.fd
+		prefix, _, _ := strings.Cut(f.fdname, "/")
+		beside := prefix == outgoing
+		if best != nil && (bestBeside && !beside || bestBeside == beside && best.Generation >= m.Generation) {
+			continue
+		}
+		if files := h.filesOf(m, prefix); files != nil {
+			best, bestFiles, bestFD, bestBeside = m, files, f.fd, beside
 		}
 	}
-	return newest, files, newestFD
+	return best, bestFiles, bestFD
+}
+
+// filesOf returns the files of a manifest that was stored under a prefix, or nil if one is missing. Those of the same
+// prefix come first: of another one are files that PID 1 itself took over a kexec, and leftovers.
+func (h *handed) filesOf(m *Manifest, prefix string) map[string]*fd.FD {
+	files := map[string]*fd.FD{}
+	for _, want := range m.Files {
+		for _, f := range h.files {
+			if f.file == want.Name && checkSize(f.fd, want) == nil && (files[want.Name] == nil || f.fdname == prefix+"/"+want.Name) {
+				files[want.Name] = f.fd
+			}
+		}
+		if files[want.Name] == nil {
+			return nil
+		}
+	}
+	return files
 }

@@ -121,6 +121,40 @@ func sameButBoot(a, b string) bool {
 	return okX && okY && x.kernelName == y.kernelName && x.file == y.file
 }
 
+// namesMax bounds the FDNAMEs in a store together, in bytes. A unit gets them as one string of its environment, which
+// execve(2) takes up to 128 KiB long; the rest is for listening sockets and for a renewal.
+const namesMax = 96 << 10
+
+// refuse makes sure that nothing of this session's name is committed in the store but itself: a program that starts
+// afresh, though its memory is there, must not get that memory lost.
+func refuse(entries []systemd.Entry, store *systemd.Store, kernelName string, items []item) error {
+	for _, e := range entries {
+		n, ours := parseStoredName(e.Name)
+		if !ours || n.kernelName != kernelName || n.file != "" && !strings.HasPrefix(n.file, manifestPrefix) {
+			continue
+		}
+		if own, err := isOne(e, items); own || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		return fmt.Errorf("holdfast: the fd store of %s holds memory that was committed as %s (%s): take it back by Restored and Renew, "+
+			"or give it up by \"systemctl clean --what=fdstore %s\": %w", store.Unit, kernelName, e.Name, store.Unit, ErrIncomingWaiting)
+	}
+	return nil
+}
+
+// isOne tells whether an entry is one of the items.
+func isOne(e systemd.Entry, items []item) (bool, error) {
+	for _, i := range items {
+		if in, err := i.in([]systemd.Entry{e}); in || err != nil {
+			return in, err
+		}
+	}
+	return false, nil
+}
+
 // keep puts what isn't there yet into the store, in order, and looks whether it is there then: PID 1 tells nobody
 // that a store was full, not even by the barrier (service_add_fd_store, src/core/service.c, systemd 262).
 func keep(ctx context.Context, store *systemd.Store, items []item) error {
@@ -144,8 +178,19 @@ func keep(ctx context.Context, store *systemd.Store, items []item) error {
 	if need := len(entries) + len(missing); need > store.Max {
 		return &StoreFullError{Unit: store.Unit, Max: store.Max, Need: need}
 	}
+	names := 0
+	for _, e := range entries {
+		names += len(e.Name) + 1
+	}
 	for _, i := range missing {
-		// What has its name and is another file was stored by somebody who died before it was committed.
+		names += len(i.fdname) + 1
+	}
+	if names > namesMax {
+		return &NoStoreError{Unit: store.Unit, Reason: fmt.Sprintf(
+			"the names of what it holds would have %d bytes, and with more than %d the unit could not be started any more; use fewer or larger files", names, namesMax)}
+	}
+	for _, i := range missing {
+		// What has its name and is another file was stored by somebody who died before it was committed: see refuse.
 		if slices.ContainsFunc(entries, func(e systemd.Entry) bool { return e.Name == i.fdname }) {
 			if err := store.Remove(i.fdname); err != nil {
 				return err
@@ -180,7 +225,9 @@ func keep(ctx context.Context, store *systemd.Store, items []item) error {
 // Store commits the session, if that wasn't done, and gives it and its files to the fd store of one's own unit to
 // keep. When it returns, it has seen all of it there. A further call makes sure that all is still there.
 //
-// The errors to expect are a [*NoStoreError] for a unit that can't have a store, and a [*StoreFullError].
+// The errors to expect are a [*NoStoreError] for a unit that can't have a store, a [*StoreFullError], and
+// [ErrIncomingWaiting] where the store holds memory that was committed under the same name before. After an error, Store
+// may be called again.
 func (s *Session) Store(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,6 +236,19 @@ func (s *Session) Store(ctx context.Context) error {
 		return err
 	}
 	defer store.Close()
+	entries, err := store.Entries(ctx)
+	if err != nil {
+		return err
+	}
+	items, done, err := s.items()
+	if err != nil {
+		return err
+	}
+	err = refuse(entries, store, s.lu.Name(), items)
+	done()
+	if err != nil {
+		return err
+	}
 	return s.storeIn(ctx, store)
 }
 
@@ -196,21 +256,11 @@ func (s *Session) storeIn(ctx context.Context, store *systemd.Store) error {
 	if err := s.commit(); err != nil {
 		return err
 	}
-	prefix, err := storePrefix(s.lu.Name())
+	items, done, err := s.items()
 	if err != nil {
 		return err
 	}
-	// A copy for the time of this call: the session itself stays liveupdate's.
-	dup, err := s.lu.Dup()
-	if err != nil {
-		return err
-	}
-	session := fd.New(dup.Disown())
-	defer session.Close()
-	// The files go first and the session last: with a session in the store, its files are there too.
-	items := append(fileItems(prefix, s.files),
-		item{fdname: manifestName(prefix, s.generation), fd: s.manifest},
-		item{fdname: prefix, fd: session, link: liveupdate.LinkPrefix + s.lu.Name()})
+	defer done()
 	if err := keep(ctx, store, items); err != nil {
 		var noStore *NoStoreError
 		var full *StoreFullError
@@ -220,6 +270,27 @@ func (s *Session) storeIn(ctx context.Context, store *systemd.Store) error {
 		return fmt.Errorf("holdfast: store %q: %w", s.name, err)
 	}
 	return nil
+}
+
+// items is what is to be in the store: files first and the session last, so that with a session in the store its files
+// are there too. It is good until done is called.
+func (s *Session) items() (items []item, done func(), err error) {
+	prefix, err := storePrefix(s.lu.Name())
+	if err != nil {
+		return nil, nil, err
+	}
+	// A copy for the time of this call: the session itself stays liveupdate's.
+	dup, err := s.lu.Dup()
+	if err != nil {
+		return nil, nil, err
+	}
+	session := fd.New(dup.Disown())
+	items = fileItems(prefix, s.files)
+	if s.manifest != nil {
+		items = append(items, item{fdname: manifestName(prefix, s.generation), fd: s.manifest})
+	}
+	items = append(items, item{fdname: prefix, fd: session, link: liveupdate.LinkPrefix + s.lu.Name()})
+	return items, func() { session.Close() }, nil
 }
 
 func manifestName(prefix string, generation uint64) string {
@@ -234,15 +305,17 @@ func fileItems(prefix string, files []heldFile) []item {
 	return items
 }
 
-// Discard takes the session and its files out of the fd store of one's own unit, and closes it: it will not be there
-// after the update. Files stay where other descriptors hold them.
+// Discard takes the session, its files and its manifest out of the fd store of one's own unit, and closes it: it will
+// not be there after the update. Files stay where other descriptors hold them. A closed session can't be discarded.
 func (s *Session) Discard(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	prefix, err := storePrefix(s.lu.Name())
+	items, done, err := s.items()
 	if err != nil {
 		return err
 	}
+	defer done()
+	slices.Reverse(items) // the session first: without it, nothing in the store promises anything
 	store, err := openStore(ctx)
 	if err != nil {
 		return err
@@ -252,21 +325,19 @@ func (s *Session) Discard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The session first: without it, nothing in the store promises anything.
-	names := []string{prefix}
-	for _, e := range entries {
-		if n, ours := parseStoredName(e.Name); ours && n.kernelName == s.lu.Name() && n.file != "" {
-			names = append(names, e.Name)
-		}
-	}
-	for _, n := range names {
-		if err := store.Remove(n); err != nil {
-			return err
+	for _, i := range items {
+		for _, e := range entries {
+			in, err := i.in([]systemd.Entry{e})
+			if err == nil && in {
+				err = store.Remove(e.Name)
+			}
+			if err != nil {
+				return fmt.Errorf("holdfast: discard %q: %w", s.name, err)
+			}
 		}
 	}
 	if err := systemd.Barrier(ctx); err != nil {
 		return err
 	}
-	s.close()
-	return nil
+	return s.close()
 }

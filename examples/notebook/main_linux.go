@@ -73,7 +73,7 @@ func serve(socket string) error {
 	defer client.Close()
 
 	pages, session, came, err := comeBack(ctx, client)
-	if errors.Is(err, os.ErrNotExist) {
+	if err == nil && pages == nil {
 		came = "fresh"
 		pages, session, err = begin(ctx, client)
 	}
@@ -130,10 +130,10 @@ func begin(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.Sess
 }
 
 // comeBack is every later start: after a crash, a restart or an update. It ends with a session for the next update.
-// The error is os.ErrNotExist if nothing came back.
+// Without notes and without an error, nothing came back: only then is it the first start.
 func comeBack(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.Session, string, error) {
 	restored, err := holdfast.Restored(ctx, client)
-	if err != nil && !errors.Is(err, holdfast.ErrNotCommitted) {
+	if err != nil {
 		return nil, nil, "", err
 	}
 	for _, committed := range restored {
@@ -159,7 +159,7 @@ func comeBack(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.S
 		}))
 		return pages, session, came, err
 	}
-	return nil, nil, "", os.ErrNotExist
+	return nil, nil, "", nil
 }
 
 // ask sends one request and prints the answer.

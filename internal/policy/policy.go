@@ -31,7 +31,7 @@ func (n *NoOwner) Error() string {
 
 // Allow returns the name of the rule that lets id have sessions under its own owner, or a *NoOwner or *Denial.
 //
-// The built-in rule: exactly one unit, a .service outside user.slice, and uid 0.
+// The built-in rule: exactly one unit, a .service below slices only and outside user.slice, and uid 0.
 func Allow(id peer.Identity) (rule string, err error) {
 	if id.Owner == "" {
 		return "", &NoOwner{id.Cgroup}
@@ -40,6 +40,15 @@ func Allow(id peer.Identity) (rule string, err error) {
 		return "", &Denial{Reason: fmt.Sprintf(format, args...), Rule: BuiltIn}
 	}
 	unit := strings.TrimPrefix(id.Owner, "/")
+	// A container's cgroup may name units too, of a manager of its own: /docker/ID/system.slice/vmm.service.
+	for component := range strings.SplitSeq(strings.TrimPrefix(id.Cgroup, "/"), "/") {
+		if strings.TrimPrefix(component, "_") == peer.Outermost(id.Cgroup) {
+			break
+		}
+		if !strings.HasSuffix(component, ".slice") {
+			return deny("%s is below %q, which is no slice: only units of the system manager may have sessions", unit, component)
+		}
+	}
 	switch {
 	case strings.HasSuffix(peer.Outermost(id.Cgroup), ".scope"):
 		return deny("%s is a scope, which has no fd store to have its session back from after the update; run this in a .service of the system manager", peer.Outermost(id.Cgroup))

@@ -25,6 +25,9 @@ func TestBuiltIn(t *testing.T) {
 		{"/user.slice/user-0.slice/user@0.service/app.slice/a.service", 0, "below user.slice"},
 		{"/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", 1000, "below user.slice"},
 		{"/user.slice/a.service", 0, "below user.slice"},
+		{"/docker/0123/system.slice/vmm.service", 0, `below "docker", which is no slice`},
+		{"/kubepods.slice/0123/vmm.service", 0, `below "0123", which is no slice`},
+		{"/system.slice/_cpu.service", 0, ""},
 		{"/system.slice/containers.service/inner.service", 0, "a unit inside another"},
 		{"/system.slice/containers.service/inner.scope", 0, "a unit inside another"},
 	} {

@@ -5,6 +5,7 @@ package guest
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -155,12 +156,11 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 
 	// Where in the program the device is opened, and so where that call's ioctl and close are made too.
 	var at atomic.Uint64
-	var tr *trace
-	tr = startTrace(t, d.pid(), func(stop *syscallStop) bool {
-		if stop.entry() && stop.nr == unix.SYS_OPENAT && tr.text(stop.tid, stop.args[1]) == liveupdate.DevicePath {
+	tr := startTrace(t, d.pid(), func(stop *syscallStop) verdict {
+		if stop.entry() && stop.nr == unix.SYS_OPENAT && text(stop.tid, stop.args[1]) == liveupdate.DevicePath {
 			at.Store(stop.ip)
 		}
-		return true
+		return goOn
 	})
 	c.acquire(t, "/vmm.service", "ram").Close()
 	tr.end(t)
@@ -182,8 +182,8 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 	}
 	elapsed := time.Since(start)
 
-	var open, longest time.Duration
-	seen := 0
+	var times []time.Duration
+	var all time.Duration
 	for _, thread := range calls.read(t) {
 		for i, call := range thread {
 			if call.nr != unix.SYS_IOCTL || call.arg1 != createSession {
@@ -194,18 +194,20 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 			}
 			// To have opened it is the last that openat does, after it has found it.
 			took := thread[i+1].end - thread[i-1].end
-			open += took
-			longest = max(longest, took)
-			seen++
+			times = append(times, took)
+			all += took
 		}
 	}
-	share := open.Seconds() / elapsed.Seconds()
-	fmt.Printf("at 10 hand-outs a second holdfastd has the device open for %.3f %% of the time (%d in %.1f s, %v each, %v at most)\n",
-		100*share, seen, elapsed.Seconds(), (open / handOuts).Round(time.Microsecond), longest.Round(time.Microsecond))
-	if seen != handOuts {
-		t.Errorf("the device was opened %d times for %d hand-outs", seen, handOuts)
+	if len(times) != handOuts {
+		t.Fatalf("the device was opened %d times for %d hand-outs", len(times), handOuts)
 	}
-	if share >= 0.01 {
+	// The median, since the host of an emulated machine takes its processors away for milliseconds at a time.
+	slices.Sort(times)
+	median, percent := times[handOuts/2], 100/elapsed.Seconds()
+	share := percent * handOuts * median.Seconds()
+	fmt.Printf("at 10 hand-outs a second holdfastd has the device open for %.2f %% of the time by the median, %v each (on average %.2f %%; %v at most)\n",
+		share, median.Round(time.Microsecond), percent*all.Seconds(), times[handOuts-1].Round(time.Microsecond))
+	if share >= 1 {
 		t.Errorf("that is not under 1 %%")
 	}
 }

@@ -28,13 +28,13 @@ type killed struct {
 func killAt(t *testing.T, d *daemon, n int) *killed {
 	t.Helper()
 	k := &killed{done: make(chan struct{})}
-	k.trace = startTrace(t, d.pid(), func(stop *syscallStop) bool {
+	k.trace = startTrace(t, d.pid(), func(stop *syscallStop) verdict {
 		if !k.counting.Load() || !stop.entry() || k.calls.Add(1) < int64(n) {
-			return true
+			return goOn
 		}
 		unix.Kill(d.pid(), unix.SIGKILL)
 		close(k.done)
-		return false
+		return letGo
 	})
 	return k
 }
@@ -173,4 +173,49 @@ func TestKilledAtEachSystemCallOfTheLibrarysAcquire(t *testing.T) {
 				t.Errorf("killed at system call %d: %v", n, err)
 			}
 		})
+}
+
+// A session is over when its client has closed it, though the daemon may not have come to closing its own descriptor.
+func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
+	inVM(t)
+	d, c := serve(t)
+	answers, closes := false, false
+	held := make(chan struct{})
+	tr := startTrace(t, d.pid(), func(stop *syscallStop) verdict {
+		switch {
+		case stop.entry() && stop.nr == unix.SYS_SENDMSG:
+			answers = true
+		case stop.entry() && stop.nr == unix.SYS_CLOSE && answers && !closes:
+			closes = true
+			close(held)
+			return stay
+		}
+		return goOn
+	})
+	c.acquire(t, "/vmm.service", "ram").Close()
+	select {
+	case <-held:
+	case <-time.After(patience):
+		t.Fatal("the daemon closes nothing after its answer")
+	}
+	next := dial(t)
+	if err := next.send(`{"method":"io.holdfast.Sessions.Acquire","parameters":{"name":"ram"}}`); err != nil {
+		t.Fatal(err)
+	}
+	next.taken(t)
+	// Others don't wait for that thread, and a NameTaken would be on its way by then.
+	others := dial(t)
+	for range 20 {
+		others.sessions(t, "Describe", `{}`)
+	}
+	tr.end(t)
+	r, err := next.receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.session("/vmm.service", "ram")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
 }

@@ -17,14 +17,22 @@ import (
 // trace follows the system calls of all of a process's threads.
 type trace struct {
 	pid int
-	// at is called at each stop, from the tracer's thread. The thread in question stands still. When it returns
-	// false the process is let go.
-	at func(stop *syscallStop) bool
+	// at is called at each stop, from the tracer's thread, while the thread in question stands still.
+	at func(stop *syscallStop) verdict
 
 	finish atomic.Bool
 	ended  chan struct{} // closed when err says how it went
 	err    error
 }
+
+// verdict is what becomes of a thread that stands still.
+type verdict int
+
+const (
+	goOn  verdict = iota
+	stay          // until the trace ends
+	letGo         // all of the process: the trace ends
+)
 
 // syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The
 // union in it is read as that of an entry.
@@ -46,7 +54,7 @@ func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENT
 func init() { runtime.LockOSThread() }
 
 // startTrace returns once all threads of the process are traced.
-func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
+func startTrace(t *testing.T, pid int, at func(*syscallStop) verdict) *trace {
 	t.Helper()
 	tr := &trace{pid: pid, at: at, ended: make(chan struct{})}
 	attached := make(chan error)
@@ -63,12 +71,18 @@ func startTrace(t *testing.T, pid int, at func(*syscallStop) bool) *trace {
 	if err := <-attached; err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { tr.end(t) })
 	return tr
 }
 
-// end lets the process go, if at has not done so.
+// end lets the process go, unless that has been done.
 func (tr *trace) end(t *testing.T) {
 	t.Helper()
+	select {
+	case <-tr.ended:
+		return
+	default:
+	}
 	tr.finish.Store(true)
 	// A signal that the Go runtime takes for nothing, and that wakes the tracer.
 	if err := unix.Kill(tr.pid, unix.SIGURG); err != nil && err != unix.ESRCH {
@@ -146,7 +160,13 @@ func (tr *trace) run() error {
 			stop := &syscallStop{tid: tid}
 			err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Offsetof(stop.tid), uintptr(unsafe.Pointer(stop)))
 			runtime.KeepAlive(stop)
-			if err == nil && !tr.at(stop) {
+			if err != nil {
+				break
+			}
+			switch tr.at(stop) {
+			case stay:
+				continue
+			case letGo:
 				return nil
 			}
 		case status>>8 == 0:
@@ -161,8 +181,8 @@ func (tr *trace) run() error {
 	}
 }
 
-// text reads a string of the process's, as an argument of a system call.
-func (tr *trace) text(tid int, address uint64) string {
+// text reads a string of a traced thread's, as an argument of a system call.
+func text(tid int, address uint64) string {
 	b := make([]byte, 32)
 	if n, err := unix.PtracePeekData(tid, uintptr(address), b); err != nil || n < len(b) {
 		return ""

@@ -199,6 +199,16 @@ Environment=NOTEBOOK_DIE=/root/die"
 		rm /etc/systemd/system/small.service.d/limit.conf
 		systemctl daemon-reload
 
+		say "starting afresh beside memory that waits"
+		# The shell in between gets systemd's descriptors, and the notebook doesn't know of them.
+		mkdir -p /run/systemd/system/small.service.d
+		printf '[Service]\nExecStart=\nExecStart=sh -c "unset LISTEN_PID LISTEN_FDS; notebook -socket /run/small/socket 2>/run/small-says; exit 1"\nNotifyAccess=all\n' >/run/systemd/system/small.service.d/shell.conf
+		systemctl daemon-reload
+		systemctl start small && fail "a fresh start over committed memory"
+		expect_in "why" "holds memory that was committed as" "$(cat /run/small-says)"
+		rm /run/systemd/system/small.service.d/shell.conf
+		systemctl daemon-reload
+
 		say "a death in the gap of the renewal, and then the next update"
 		systemctl start late && fail "it did not die"
 		expect "steps left" 0 "$(wc -l </root/die-late)"
