@@ -307,7 +307,7 @@ func inUnit(t *testing.T, path string) func(*exec.Cmd) *exec.Cmd {
 		t.Skipf("making cgroups below %s needs root", mount)
 	}
 	dir := mount
-	for part := range strings.SplitSeq(fmt.Sprintf("holdfast-test-%d/%s", os.Getpid(), path), "/") {
+	for part := range strings.SplitSeq(fmt.Sprintf("holdfast-test-%d.slice/%s", os.Getpid(), path), "/") {
 		dir = filepath.Join(dir, part)
 		made := dir
 		if err := os.Mkdir(made, 0o755); errors.Is(err, os.ErrExist) {
