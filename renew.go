@@ -29,7 +29,7 @@ func (o *renewOptions) done(step RenewStep) {
 }
 
 // WithProgress has a function called after each step, on the goroutine that called Renew: to tell whoever waits for
-// gigabytes to be pinned. It must not call methods of what is being renewed.
+// gigabytes to be pinned. Of what is being renewed it may only call Name and Manifest.
 func WithProgress(progress func(RenewStep)) RenewOption {
 	return func(o *renewOptions) { o.progress = progress }
 }

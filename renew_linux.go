@@ -39,6 +39,9 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 	defer store.Close()
 	session := &Session{name: c.manifest.Name, owner: c.manifest.Owner, generation: c.manifest.Generation,
 		lu: c.outgoing, files: c.files, manifest: c.manifestFD}
+	if c.renewed {
+		session.generation++
+	}
 	if c.outgoing == nil {
 		if session, err = c.renew(ctx, client, store, o.done); err != nil {
 			return nil, err
@@ -100,9 +103,7 @@ func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.St
 	c.manifestFD.Close()
 	if err != nil {
 		// The store may have all of it: the next try goes on with this session.
-		renewed := *c.manifest
-		renewed.Generation, renewed.Owner = session.generation, session.owner
-		c.manifest, c.outgoing, c.files, c.manifestFD = &renewed, session.lu, session.files, session.manifest
+		c.outgoing, c.files, c.manifestFD, c.renewed = session.lu, session.files, session.manifest, true
 		return nil, err
 	}
 	return session, nil

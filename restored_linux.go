@@ -25,7 +25,7 @@ import (
 // Committed is memory that was committed under one name, and came back: from the previous kernel, or from the fd
 // store after a restart or crash in this one.
 type Committed struct {
-	manifest *Manifest
+	manifest *Manifest // as it came back; never changed
 
 	mu sync.Mutex
 	// incoming holds the files until they are retrieved and it is finished; outgoing is a session of this kernel
@@ -33,6 +33,7 @@ type Committed struct {
 	incoming, outgoing *liveupdate.Session
 	files              []heldFile // all of the manifest's, or none
 	manifestFD         *fd.FD
+	renewed            bool // outgoing is a renewal that could not be stored yet: of the next generation
 	finished           []*liveupdate.Session
 	stale              []string // FDNAMEs that are of no more use once a session of this kernel is stored
 	charged            bool     // the files were retrieved before, by somebody who died since

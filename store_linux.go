@@ -128,6 +128,9 @@ const namesMax = 96 << 10
 // refuse makes sure that nothing of this session's name is committed in the store but itself: a program that starts
 // afresh, though its memory is there, must not get that memory lost.
 func refuse(entries []systemd.Entry, store *systemd.Store, kernelName string, items []item) error {
+	if there, err := items[len(items)-1].in(entries); there || err != nil {
+		return err // the session itself is there: what else there is, is left over from before it
+	}
 	for _, e := range entries {
 		n, ours := parseStoredName(e.Name)
 		if !ours || n.kernelName != kernelName || n.file != "" && !strings.HasPrefix(n.file, manifestPrefix) {
