@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: MIT
+
+//go:build linux
+
+package machine
+
+import (
+	"encoding/binary"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/luosim/luo"
+)
+
+func (b *boot) ioctl(c *call) verdict {
+	if b.handles.Empty() {
+		return cont
+	}
+	h := b.handles.Of(c.pid(), c.argInt(0))
+	if h == nil || !c.listener.Valid(&c.Call) {
+		return cont
+	}
+	cmd := uint32(c.Args[1])
+	if b.kernel.IsDevice(h) {
+		return result(b.kernel.DeviceIoctl(c, cmd, c.Args[2]))
+	}
+	s := b.kernel.Session(h)
+	if s == nil {
+		return cont
+	}
+	return result(s.Ioctl(c, cmd, c.Args[2]))
+}
+
+// fstatfs of a session is that of the file that stands for it; the device lies on a tmpfs.
+func (b *boot) fstatfs(c *call) verdict {
+	if b.handles.Empty() {
+		return cont
+	}
+	h := b.handles.Of(c.pid(), c.argInt(0))
+	if h == nil || !b.kernel.IsDevice(h) {
+		return cont
+	}
+	fs := unix.Statfs_t{Type: unix.TMPFS_MAGIC, Bsize: 4096, Frsize: 4096, Namelen: 255}
+	return result(c.Write(c.Args[1], bytesOf(&fs)))
+}
+
+// epollCtl refuses sessions and the device: they have no poll operation (ep_insert() in fs/eventpoll.c), and are no
+// epoll instances to the caller.
+func (b *boot) epollCtl(c *call) verdict {
+	if b.handles.Empty() {
+		return cont
+	}
+	if b.handles.Of(c.pid(), c.argInt(2)) != nil {
+		if _, err := os.Stat(c.proc("fd/" + strconv.Itoa(int(c.argInt(0))))); err != nil {
+			return fails(unix.EBADF)
+		}
+		return fails(unix.EPERM)
+	}
+	if b.handles.Of(c.pid(), c.argInt(0)) != nil {
+		return fails(unix.EINVAL)
+	}
+	return cont
+}
+
+// alwaysReady is what poll says of a file without a poll operation (DEFAULT_POLLMASK).
+const (
+	alwaysReady = unix.POLLIN | unix.POLLOUT | pollRdNorm | pollWrNorm
+	pollRdNorm  = 0x40
+	pollWrNorm  = 0x100
+)
+
+// poll answers at once if there is a session or the device among the files, as these are always ready.
+func (b *boot) poll(c *call) verdict {
+	n := c.Args[1]
+	if b.handles.Empty() || n == 0 || n > 1<<16 {
+		return cont
+	}
+	const size = 8 // struct pollfd
+	raw := make([]byte, n*size)
+	if c.Read(c.Args[0], raw) != 0 {
+		return cont
+	}
+	var asked []unix.PollFd
+	ours := false
+	count := int64(0)
+	for at := 0; at < len(raw); at += size {
+		p := unix.PollFd{Fd: int32(binary.NativeEndian.Uint32(raw[at:])), Events: int16(binary.NativeEndian.Uint16(raw[at+4:]))}
+		if ready := p.Events & alwaysReady; ready != 0 && b.isOurs(c, p.Fd) {
+			ours = true
+			p.Fd, p.Revents = -1, ready
+			count++
+		} else if p.Fd >= 0 {
+			own, err := c.File(p.Fd)
+			if err != 0 {
+				p.Fd, p.Revents = -1, unix.POLLNVAL
+				count++
+			} else {
+				defer unix.Close(own)
+				p.Fd = int32(own)
+			}
+		}
+		asked = append(asked, p)
+	}
+	if !ours {
+		return cont
+	}
+	others := make([]unix.PollFd, len(asked))
+	copy(others, asked)
+	if n, err := unix.Poll(others, 0); err == nil {
+		count += int64(n)
+	}
+	for i, p := range asked {
+		revents := p.Revents
+		if p.Fd >= 0 {
+			revents = others[i].Revents
+		}
+		binary.NativeEndian.PutUint16(raw[i*size+6:], uint16(revents))
+	}
+	if err := c.Write(c.Args[0], raw); err != 0 {
+		return fails(err)
+	}
+	return gives(count)
+}
+
+func (b *boot) isOurs(c *call, fd int32) bool {
+	if fd < 0 {
+		return false
+	}
+	// Cheaper than what Of does.
+	link, err := os.Readlink(c.proc("fd/" + strconv.Itoa(int(fd))))
+	return err == nil && strings.HasSuffix(link, "[eventpoll]") && b.handles.Of(c.pid(), fd) != nil
+}
+
+// frozen is a duplicate of a preserved file that the caller may write to, its size, and its status flags. The
+// duplicate is the caller's to close. For all other files the kernel decides alone.
+func (b *boot) frozen(c *call, fd int32) (own int, size int64, flags int, ok bool) {
+	if !b.kernel.AnyFrozen() || fd < 0 {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Stat(c.proc("fd/"+strconv.Itoa(int(fd))), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return
+	}
+	size, ok = b.kernel.Frozen(st.Dev, st.Ino)
+	if !ok {
+		return
+	}
+	own, err := c.File(fd)
+	if err != 0 {
+		return own, size, flags, false
+	}
+	flags, ctlErr := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
+	if ctlErr != nil || flags&unix.O_ACCMODE == unix.O_RDONLY {
+		unix.Close(own)
+		return own, size, flags, false
+	}
+	return own, size, flags, true
+}
+
+// ftruncate is the end of shmem_setattr() (mm/shmem.c).
+func (b *boot) ftruncate(c *call) verdict {
+	length := int64(c.Args[1])
+	if length < 0 {
+		return cont
+	}
+	own, size, _, ok := b.frozen(c, c.argInt(0))
+	if !ok {
+		return cont
+	}
+	defer unix.Close(own)
+	if length == size {
+		return cont
+	}
+	return fails(unix.EPERM)
+}
+
+// fallocate is the beginning of shmem_fallocate() (mm/shmem.c).
+func (b *boot) fallocate(c *call) verdict {
+	mode, offset, length := uint32(c.Args[1]), int64(c.Args[2]), int64(c.Args[3])
+	punch := mode&unix.FALLOC_FL_PUNCH_HOLE != 0
+	switch {
+	case mode&^(unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE) != 0, punch && mode&unix.FALLOC_FL_KEEP_SIZE == 0,
+		offset < 0, length <= 0, offset+length < 0:
+		return cont // the kernel refuses it
+	}
+	own, _, _, ok := b.frozen(c, c.argInt(0))
+	if !ok {
+		return cont
+	}
+	defer unix.Close(own)
+	return fails(unix.EPERM)
+}
+
+// How a write's bytes are given.
+const (
+	plain = iota
+	vector
+)
+
+const rwfAppend = 0x10
+
+// write is the end of shmem_write_begin() (mm/shmem.c): what fits is written.
+func (b *boot) write(c *call, kind, positionArg int) verdict {
+	if !b.kernel.AnyFrozen() {
+		return cont
+	}
+	return b.writeAt(c, kind, positionArg, 0)
+}
+
+func (b *boot) pwritev2(c *call) verdict {
+	if !b.kernel.AnyFrozen() {
+		return cont
+	}
+	if int64(c.Args[3]) == -1 {
+		return b.writeAt(c, vector, none, c.argInt(5))
+	}
+	return b.writeAt(c, vector, 3, c.argInt(5))
+}
+
+func (b *boot) writeAt(c *call, kind, positionArg int, rwf int32) verdict {
+	own, size, flags, ok := b.frozen(c, c.argInt(0))
+	if !ok {
+		return cont
+	}
+	defer unix.Close(own)
+	pieces, err := c.pieces(kind)
+	if err != 0 {
+		return cont // the kernel says what is wrong
+	}
+	position, posErr := unix.Seek(own, 0, io.SeekCurrent)
+	switch {
+	case posErr != nil:
+		return cont
+	case flags&unix.O_APPEND != 0, rwf&rwfAppend != 0:
+		position = size
+	case positionArg != none:
+		if position = int64(c.Args[positionArg]); position < 0 {
+			return cont
+		}
+	}
+	length := int64(0)
+	for _, p := range pieces {
+		length += int64(p.Len)
+	}
+	fits, err := luo.Fits(size, position, length)
+	switch {
+	case err != 0:
+		return fails(err)
+	case fits == length:
+		return cont
+	}
+	data := make([]byte, 0, fits)
+	for _, p := range pieces {
+		n := min(int(p.Len), int(fits)-len(data))
+		if err := c.Read(uint64(p.Base), data[len(data):len(data)+n]); err != 0 {
+			return fails(err)
+		}
+		data = data[:len(data)+n]
+	}
+	var n int
+	var writeErr error
+	if positionArg != none {
+		n, writeErr = unix.Pwrite(own, data, position)
+	} else {
+		n, writeErr = unix.Write(own, data)
+	}
+	if writeErr != nil {
+		return fails(writeErr.(unix.Errno))
+	}
+	return gives(int64(n))
+}
+
+// pieces are where a write's bytes are.
+func (c *call) pieces(kind int) ([]unix.RemoteIovec, unix.Errno) {
+	if kind == plain {
+		return []unix.RemoteIovec{{Base: uintptr(c.Args[1]), Len: int(c.Args[2])}}, 0
+	}
+	n := c.Args[2]
+	if n > 1024 { // UIO_MAXIOV
+		return nil, unix.EINVAL
+	}
+	raw := make([]byte, 16*n)
+	if err := c.Read(c.Args[1], raw); err != 0 {
+		return nil, err
+	}
+	var pieces []unix.RemoteIovec
+	for at := 0; at < len(raw); at += 16 {
+		length := int(binary.NativeEndian.Uint64(raw[at+8:]))
+		if length < 0 {
+			return nil, unix.EINVAL
+		}
+		pieces = append(pieces, unix.RemoteIovec{Base: uintptr(binary.NativeEndian.Uint64(raw[at:])), Len: length})
+	}
+	return pieces, 0
+}
+
+func (b *boot) sendfile(c *call) verdict {
+	return b.move(c, 0, none, 1, 2, 3)
+}
+
+func (b *boot) splice(c *call) verdict { return b.move(c, 2, 3, 0, 1, 4) }
+
+func (b *boot) copyFileRange(c *call) verdict { return b.move(c, 2, 3, 0, 1, 4) }
+
+// move is for the calls that take bytes from another file. It looks how many there are to be had, and refuses what
+// would go past the end of a preserved file.
+func (b *boot) move(c *call, outArg, outPositionArg, inArg, inPositionArg, countArg int) verdict {
+	own, size, flags, ok := b.frozen(c, c.argInt(outArg))
+	if !ok {
+		return cont
+	}
+	defer unix.Close(own)
+	position, err := unix.Seek(own, 0, io.SeekCurrent)
+	if err != nil || flags&unix.O_APPEND != 0 {
+		return cont // none of these calls writes to such a file
+	}
+	if outPositionArg != none {
+		position = c.position(outPositionArg, position)
+	}
+	count := min(int64(c.Args[countArg]), c.ready(c.argInt(inArg), inPositionArg))
+	if count <= 0 {
+		return cont
+	}
+	switch fits, err := luo.Fits(size, position, count); {
+	case err != 0:
+		return fails(err)
+	case fits < count:
+		return fails(unix.EPERM)
+	}
+	return cont
+}
+
+// position is an offset that an argument may point to.
+func (c *call) position(arg int, otherwise int64) int64 {
+	var b [8]byte
+	if c.Args[arg] == 0 || c.Read(c.Args[arg], b[:]) != 0 {
+		return otherwise
+	}
+	return int64(binary.NativeEndian.Uint64(b[:]))
+}
+
+// ready is how many bytes can be had from a file.
+func (c *call) ready(fd int32, positionArg int) int64 {
+	own, err := c.File(fd)
+	if err != 0 {
+		return 0
+	}
+	defer unix.Close(own)
+	var st unix.Stat_t
+	if unix.Fstat(own, &st) != nil {
+		return 0
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		at, err := unix.Seek(own, 0, io.SeekCurrent)
+		if err != nil {
+			return 0
+		}
+		return st.Size - c.position(positionArg, at)
+	}
+	n, ioctlErr := unix.IoctlGetInt(own, unix.TIOCINQ)
+	if ioctlErr != nil {
+		return 0
+	}
+	return int64(n)
+}
+
+// addSeals is for memfd_add_seals() (mm/memfd.c): a file whose pages are pinned can't be sealed against writing.
+func (b *boot) addSeals(c *call) verdict {
+	own, size, _, ok := b.frozen(c, c.argInt(0))
+	if !ok {
+		return cont
+	}
+	defer unix.Close(own)
+	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_FUTURE_WRITE | unix.F_SEAL_EXEC
+	seals := int(uint32(c.Args[2]))
+	has, err := unix.FcntlInt(uintptr(own), unix.F_GET_SEALS, 0)
+	if err != nil || seals&^all != 0 || has&unix.F_SEAL_SEAL != 0 {
+		return cont
+	}
+	var st unix.Stat_t
+	if unix.Fstat(own, &st) == nil && seals&unix.F_SEAL_EXEC != 0 && st.Mode&0o111 != 0 {
+		seals |= unix.F_SEAL_WRITE
+	}
+	if seals&unix.F_SEAL_WRITE != 0 && has&unix.F_SEAL_WRITE == 0 && size > 0 {
+		return fails(unix.EBUSY)
+	}
+	return cont
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+
+//go:build linux
+
+// Package machine is the emulated machine: it catches the system calls of a tree of processes, answers those that
+// have to do with live update, and ends and starts the tree when it asks for a kexec.
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/luosim/handle"
+	"github.com/holdfast-project/holdfast/internal/luosim/luo"
+	"github.com/holdfast-project/holdfast/internal/luosim/notify"
+)
+
+// BootVariable tells the processes which boot it is: 1, 2, ….
+const BootVariable = "LUOSIM_BOOT"
+
+// Unlimited is for Updates.
+const Unlimited = -1
+
+// Config says what machine it is.
+type Config struct {
+	Command []string
+	Version string // of the kernel, one of luo.Versions
+	Updates int    // the reboot(KEXEC) after that many ends the run
+	Faults  Faults
+	Log     io.Writer
+}
+
+// Run is the machine from its first boot to its last. It makes this process the reaper of its tree, so there can be
+// one machine in a process, and it waits for any child. The status is that of COMMAND in the way of shells; an error
+// says that luosim itself failed.
+func Run(c Config) (status int, err error) {
+	// The first process of the tree is to die with this thread.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 1, fmt.Errorf("prctl(PR_SET_CHILD_SUBREAPER): %w", err)
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	defer signal.Stop(signals)
+
+	table := &handles{handle.NewTable()}
+	kernel := luo.New(luo.Versions[c.Version], c.Faults.of(1), table.open)
+	defer func() { kernel.Close() }()
+	for number := 1; ; number++ {
+		b := &boot{
+			number: number, version: c.Version, id: newID(), kernel: kernel, handles: table,
+			log: c.Log, said: map[string]bool{}, ended: make(chan struct{}),
+		}
+		unix.ClockGettime(unix.CLOCK_REALTIME, &b.started)
+		status, err := b.run(c.Command, signals)
+		if err != nil {
+			return 1, err
+		}
+		switch b.why {
+		case endExit, endSignal:
+			return status, nil
+		case endPowerOff:
+			return 0, nil
+		}
+		if c.Updates >= 0 && number > c.Updates {
+			return 0, nil
+		}
+		kernel = kernel.Kexec(c.Faults.of(number+1), b.why == endKexec && b.handover)
+	}
+}
+
+// run starts COMMAND and returns when nothing of it is left.
+func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
+	first, listener, err := b.start(command)
+	if err != nil {
+		var no *notStarted
+		if errors.As(err, &no) && no.status > 1 {
+			fmt.Fprintln(b.log, "luosim:", no.text)
+			return no.status, nil
+		}
+		return 1, err
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return 1, err
+	}
+	defer unix.Close(stop)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		b.serve(listener, stop)
+	}()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		b.watch(first, signals)
+	}()
+
+	status := b.reap(first)
+	<-watched
+	unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	<-served
+	listener.Close()
+	return status, nil
+}
+
+// grace is how long COMMAND has to end after a signal.
+const grace = 5 * time.Second
+
+// watch passes signals on, and kills everything once the boot has ended.
+func (b *boot) watch(first int, signals <-chan os.Signal) {
+	var late <-chan time.Time
+	for {
+		select {
+		case s := <-signals:
+			if late != nil { // the second one
+				b.end(endSignal)
+				break
+			}
+			// A terminal's go to all in the foreground, COMMAND among them.
+			if s != unix.SIGINT && s != unix.SIGQUIT || !inForeground() {
+				unix.Kill(first, s.(unix.Signal))
+			}
+			timer := time.NewTimer(grace)
+			defer timer.Stop()
+			late = timer.C
+			continue
+		case <-late:
+			b.end(endSignal)
+		case <-b.ended:
+		}
+		killTree()
+		return
+	}
+}
+
+// inForeground tells whether this process is one that its terminal sends signals to.
+func inForeground() bool {
+	tty, err := unix.Open("/dev/tty", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(tty)
+	group, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+// reap waits until nothing of the tree is left. The first process's end is the end of all.
+func (b *boot) reap(first int) int {
+	status := 0
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil: // ECHILD
+			b.end(endExit)
+			return status
+		case pid == first:
+			status = shellStatus(ws)
+			b.end(endExit)
+		}
+		select {
+		case <-b.ended:
+			// Whoever forked while the others were killed left children that nobody has seen yet.
+			killTree()
+		default:
+		}
+	}
+}
+
+func shellStatus(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// notStarted says why COMMAND isn't running.
+type notStarted struct {
+	status int
+	text   string
+}
+
+func (e *notStarted) Error() string { return e.text }
+
+func (b *boot) start(command []string) (first int, l *notify.Listener, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	ours, theirs := pair[0], os.NewFile(uintptr(pair[1]), "launcher")
+	defer unix.Close(ours)
+	self, err := os.Executable()
+	if err != nil {
+		return 0, nil, err
+	}
+	cmd := &exec.Cmd{
+		Path:  self,
+		Args:  append([]string{launcherName, "3"}, command...),
+		Env:   append(os.Environ(), BootVariable+"="+strconv.Itoa(b.number)),
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		ExtraFiles: []*os.File{theirs},
+	}
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return 0, nil, err
+	}
+	first = cmd.Process.Pid
+	cmd.Process.Release() // reap() waits for it
+
+	text := make([]byte, 4096)
+	rights := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := unix.Recvmsg(ours, text, rights, unix.MSG_CMSG_CLOEXEC)
+	fd := -1
+	if err == nil && n == 1 && text[0] == listening {
+		fd, err = received(rights[:oobn])
+	}
+	if err != nil || fd < 0 {
+		status := 1
+		var ws unix.WaitStatus
+		if pid, waitErr := unix.Wait4(first, &ws, 0, nil); waitErr == nil && pid == first {
+			status = max(1, shellStatus(ws))
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+		return 0, nil, &notStarted{status, string(text[:n])}
+	}
+	l = notify.NewListener(fd)
+	if err := reachable(first); err != nil {
+		l.Close()
+		unix.Kill(first, unix.SIGKILL)
+		unix.Wait4(first, nil, 0, nil)
+		return 0, nil, err
+	}
+	if _, err := unix.Write(ours, []byte{1}); err != nil {
+		l.Close()
+		return 0, nil, err
+	}
+	return first, l, nil
+}
+
+func received(rights []byte) (int, error) {
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil {
+		return -1, err
+	}
+	for _, m := range messages {
+		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
+			return fds[0], nil
+		}
+	}
+	return -1, errors.New("the launcher sent no listener")
+}
+
+// reachable tells whether this process may look into the other one.
+func reachable(pid int) error {
+	const advice = "the kernel (kernel.yama.ptrace_scope) or the container must let a process trace its children"
+	c := &call{}
+	c.PID = uint32(pid)
+	own, err := c.open(0)
+	if err == 0 {
+		unix.Close(own)
+	} else {
+		// It may have no standard input, but the socket it has.
+		if own, err = c.open(3); err != 0 {
+			return fmt.Errorf("no access to COMMAND's descriptors (pidfd_getfd): %s", advice)
+		}
+		unix.Close(own)
+	}
+	if _, err := os.Readlink(c.proc("cwd")); err != nil {
+		return fmt.Errorf("no access to COMMAND in /proc (%v): /proc must be mounted for this PID namespace, and %s", err, advice)
+	}
+	local := []unix.Iovec{{Base: new(byte)}}
+	local[0].SetLen(1)
+	if _, err := unix.ProcessVMReadv(pid, local, []unix.RemoteIovec{{Base: 0, Len: 1}}, 0); err != unix.EFAULT {
+		return fmt.Errorf("no access to COMMAND's memory (process_vm_readv: %v): %s", err, advice)
+	}
+	return nil
+}

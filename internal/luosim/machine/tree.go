@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+
+//go:build linux
+
+package machine
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// killTree kills all descendants of this process that it finds. As it is their reaper, none gets away by a fork or a
+// setsid; one that is forked meanwhile is found by the next call.
+func killTree() {
+	children := map[int][]int{}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			if parent := parentOf(pid); parent > 0 {
+				children[parent] = append(children[parent], pid)
+			}
+		}
+	}
+	for todo := children[os.Getpid()]; len(todo) > 0; todo = todo[1:] {
+		unix.Kill(todo[0], unix.SIGKILL)
+		todo = append(todo, children[todo[0]]...)
+	}
+}
+
+// parentOf reads a process's parent from its stat in /proc; 0 if it is gone.
+func parentOf(pid int) int {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// The name before it is in parentheses, and may have some itself.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 2 {
+		return 0
+	}
+	parent, err := strconv.Atoi(string(fields[1]))
+	if err != nil {
+		return 0
+	}
+	return parent
+}

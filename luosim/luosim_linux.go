@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+
+package luosim
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/luosim/machine"
+)
+
+// Run runs the command as [exec.Cmd.Run] does, on the machine, from its first boot to the end of its last. When the
+// context is done, everything is killed. An [exec.ExitError] has the status of the command in the way of shells
+// (128+N if signal N killed it); it is 1 if the machine couldn't be had, which standard error explains.
+//
+// The program that calls this is started twice more to serve the machine: its packages' init functions run there too.
+func (m Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
+	if cmd.Err != nil {
+		return cmd.Err
+	}
+	config := machine.Config{Command: append([]string{cmd.Path}, cmd.Args[1:]...), Version: m.Kernel, Updates: machine.Unlimited}
+	if m.Updates > 0 {
+		config.Updates = m.Updates
+	}
+	if err := config.SetFaults(m.Faults); err != nil {
+		return fmt.Errorf("luosim: %w", err)
+	}
+	return machine.RunApart(ctx, config, m.Faults, cmd)
+}
+
+// Kexec updates to the next kernel: it loads a stand-in for one and switches, by kexec_file_load() and
+// reboot(LINUX_REBOOT_CMD_KEXEC). It returns only if that failed. Outside luosim it does nothing and fails.
+func Kexec() error {
+	if Boot() == 0 {
+		return fmt.Errorf("luosim: not under luosim ($%s is not set): the real machine isn't restarted", BootVariable)
+	}
+	image, err := unix.MemfdCreate("kernel", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("luosim: memfd_create: %w", err)
+	}
+	defer unix.Close(image)
+	if err := unix.KexecFileLoad(image, -1, "", unix.KEXEC_FILE_NO_INITRAMFS); err != nil {
+		return fmt.Errorf("luosim: kexec_file_load: %w", err)
+	}
+	return fmt.Errorf("luosim: reboot(KEXEC): %w", unix.Reboot(unix.LINUX_REBOOT_CMD_KEXEC))
+}
