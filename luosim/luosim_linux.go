@@ -28,7 +28,7 @@ func (m Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 	if err := config.SetFaults(m.Faults); err != nil {
 		return fmt.Errorf("luosim: %w", err)
 	}
-	return machine.RunApart(ctx, config, m.Faults, cmd)
+	return machine.RunApart(ctx, config, cmd)
 }
 
 // Kexec updates to the next kernel: it loads a stand-in for one and switches, by kexec_file_load() and

@@ -98,9 +98,13 @@ func (a *argument) name() string {
 	return string(b)
 }
 
+// setName is strscpy(): it writes whole words, of which the last is filled up with zeros, and lets the rest of the
+// field as the task had it (lib/string.c).
 func (a *argument) setName(name string) {
-	clear(a.b[offName:])
-	copy(a.b[offName:], name)
+	const word = 8
+	field := a.b[offName:]
+	clear(field[:min(len(name)/word*word+word, len(field))])
+	copy(field, name)
 }
 
 // answer gives the task a file and its number in the structure, the way that CREATE_SESSION and others do it: a

@@ -38,9 +38,13 @@ func (k *Kernel) create(a *argument) unix.Errno {
 		return unix.EINVAL
 	}
 	for _, s := range k.outgoing {
-		if s.name == name && !k.releaseIfClosed(s) {
+		if s.name != name {
+			continue
+		}
+		if !k.releaseIfClosed(s) {
 			return unix.EEXIST
 		}
+		break // it changed the list, and names are unique
 	}
 	k.sweepSometimes()
 	s := &Session{kernel: k, name: name}

@@ -30,6 +30,7 @@ func (c *Config) SetFaults(specs []string) error {
 	if _, ok := luo.Versions[c.Version]; !ok {
 		return fmt.Errorf("there is no kernel %q: %s", c.Version, strings.Join(VersionNames(), " or "))
 	}
+	c.specs = specs
 	for _, spec := range specs {
 		if err := c.Faults.AddFault(spec); err != nil {
 			return err
@@ -51,13 +52,13 @@ func VersionNames() []string {
 // supervisorName is the name that this program is called by to be a machine on behalf of another process.
 const supervisorName = "luosim: supervisor"
 
-// lifeline is a pipe's end in the supervisor: when the other end is closed, it ends.
-const lifeline = 3
-
-type apart struct {
-	Version string
-	Updates int
-	Faults  []string
+// settings is what the supervisor is told. Lifeline is the number of a pipe's end: when the other end is closed, the
+// supervisor kills everything and ends.
+type settings struct {
+	Lifeline int
+	Version  string
+	Updates  int
+	Faults   []string
 }
 
 func init() {
@@ -67,23 +68,23 @@ func init() {
 	os.Exit(supervise(os.Args[1], os.Args[2:]))
 }
 
-func supervise(settings string, command []string) int {
-	var a apart
+func supervise(text string, command []string) int {
+	var s settings
 	c := Config{Command: command, Log: os.Stderr}
-	err := json.Unmarshal([]byte(settings), &a)
+	err := json.Unmarshal([]byte(text), &s)
 	if err == nil {
-		c.Version, c.Updates = a.Version, a.Updates
-		err = c.SetFaults(a.Faults)
+		c.Version, c.Updates = s.Version, s.Updates
+		err = c.SetFaults(s.Faults)
 	}
 	if err == nil {
-		unix.CloseOnExec(lifeline)
+		unix.CloseOnExec(s.Lifeline)
 		go func() {
-			io.Copy(io.Discard, os.NewFile(lifeline, "lifeline"))
+			io.Copy(io.Discard, os.NewFile(uintptr(s.Lifeline), "lifeline"))
 			killTree()
 			os.Exit(128 + int(unix.SIGKILL))
 		}()
 		var status int
-		if status, err = Run(c); err == nil {
+		if status, err = run(c); err == nil {
 			return status
 		}
 	}
@@ -91,38 +92,89 @@ func supervise(settings string, command []string) int {
 	return 1
 }
 
-// RunApart is Run in a process of its own, with the files and the environment of cmd.
-func RunApart(ctx context.Context, c Config, faults []string, cmd *exec.Cmd) error {
-	settings, err := json.Marshal(apart{c.Version, c.Updates, faults})
+func (c *Config) supervisor(lifeline int) (*exec.Cmd, error) {
+	text, err := json.Marshal(settings{lifeline, c.Version, c.Updates, c.specs})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	return &exec.Cmd{Path: self, Args: append([]string{supervisorName, string(text)}, c.Command...)}, nil
+}
+
+// Run is the machine from its first boot to its last, with all of this process's files. It makes this process the
+// reaper of its tree and waits for any child, so it is for a program that does nothing else. The status is that of
+// COMMAND in the way of shells; an error says that luosim itself failed.
+//
+// The machine is a process of its own below this one: whichever of the two is killed, the other one kills the tree.
+func Run(c Config) (status int, err error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 1, fmt.Errorf("prctl(PR_SET_CHILD_SUBREAPER): %w", err)
+	}
+	signals, release := takeSignals()
+	defer release()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return 1, err
+	}
+	defer write.Close()
+	lifeline := int(read.Fd())
+	s, err := c.supervisor(lifeline)
+	if err == nil {
+		err = inheritable(lifeline)
+	}
+	if err == nil {
+		s.Stdin, s.Stdout, s.Stderr = os.Stdin, os.Stdout, os.Stderr
+		err = s.Start()
+	}
+	read.Close()
+	if err != nil {
+		return 1, err
+	}
+	pid := s.Process.Pid
+	s.Process.Release()
+	go func() {
+		for signal := range signals {
+			pass(pid, signal)
+		}
+	}()
+	for {
+		var ws unix.WaitStatus
+		ended, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil: // ECHILD
+			return status, nil
+		case ended == pid:
+			status = shellStatus(ws)
+		}
+		killTree() // what a supervisor left that was killed
+	}
+}
+
+// RunApart is Run for a program that does other things, too. It takes files, environment and directory from cmd, and
+// writes what [exec.Cmd.Wait] would.
+func RunApart(ctx context.Context, c Config, cmd *exec.Cmd) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer write.Close()
-	// ExtraFiles of the command's would get other numbers than it expects.
-	if len(cmd.ExtraFiles) > 0 {
-		read.Close()
-		return fmt.Errorf("luosim: a command with ExtraFiles can't be run")
+	s, err := c.supervisor(3 + len(cmd.ExtraFiles))
+	if err == nil {
+		s.Env, s.Dir, s.Stdin, s.Stdout, s.Stderr, s.WaitDelay = cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay
+		s.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), read)
+		err = s.Start()
 	}
-	s := &exec.Cmd{
-		Path: self, Args: append([]string{supervisorName, string(settings)}, c.Command...),
-		Env: cmd.Env, Dir: cmd.Dir, Stdin: cmd.Stdin, Stdout: cmd.Stdout, Stderr: cmd.Stderr,
-		ExtraFiles: []*os.File{read}, WaitDelay: cmd.WaitDelay,
-	}
-	err = s.Start()
 	read.Close()
 	if err != nil {
 		return err
 	}
-	stopped := context.AfterFunc(ctx, func() { write.Close() })
-	defer stopped()
+	release := context.AfterFunc(ctx, func() { write.Close() })
+	defer release()
 	err = s.Wait()
 	cmd.ProcessState = s.ProcessState
 	if ctx.Err() != nil {

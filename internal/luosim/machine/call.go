@@ -20,6 +20,7 @@ import (
 type call struct {
 	notify.Call
 	listener *notify.Listener
+	boot     *boot
 }
 
 func (c *call) pid() int { return int(c.PID) }
@@ -42,6 +43,9 @@ func (c *call) transfer(do func(int, []unix.Iovec, []unix.RemoteIovec, uint) (in
 	local := []unix.Iovec{{Base: &b[0]}}
 	local[0].SetLen(len(b))
 	n, err := do(c.pid(), local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(b)}}, 0)
+	if err == unix.EPERM {
+		c.boot.say("blind", "%s can't be looked into, as it is not dumpable (PR_SET_DUMPABLE, or a program that its user can't read): its calls go to the real machine", c.who())
+	}
 	if err != nil || n < len(b) {
 		return unix.EFAULT
 	}

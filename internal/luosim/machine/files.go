@@ -17,10 +17,7 @@ import (
 )
 
 func (b *boot) ioctl(c *call) verdict {
-	if b.handles.Empty() {
-		return cont
-	}
-	h := b.handles.Of(c.pid(), c.argInt(0))
+	h := b.ours(c, c.argInt(0))
 	if h == nil || !c.listener.Valid(&c.Call) {
 		return cont
 	}
@@ -35,32 +32,45 @@ func (b *boot) ioctl(c *call) verdict {
 	return result(s.Ioctl(c, cmd, c.Args[2]))
 }
 
-// fstatfs of a session is that of the file that stands for it; the device lies on a tmpfs.
-func (b *boot) fstatfs(c *call) verdict {
-	if b.handles.Empty() {
+// fstat of a session is that of the file that stands for it.
+func (b *boot) fstat(c *call) verdict {
+	if !b.isDevice(c, c.argInt(0)) {
 		return cont
 	}
-	h := b.handles.Of(c.pid(), c.argInt(0))
-	if h == nil || !b.kernel.IsDevice(h) {
+	st, err := b.pseudo(devicePath)
+	if err != 0 {
+		return fails(err)
+	}
+	return result(c.Write(c.Args[1], bytesOf(&st)))
+}
+
+// fstatfs of a session is that of the file that stands for it; the device lies on a tmpfs.
+func (b *boot) fstatfs(c *call) verdict {
+	if !b.isDevice(c, c.argInt(0)) {
 		return cont
 	}
 	fs := unix.Statfs_t{Type: unix.TMPFS_MAGIC, Bsize: 4096, Frsize: 4096, Namelen: 255}
 	return result(c.Write(c.Args[1], bytesOf(&fs)))
 }
 
+// lseek is for files that have no position.
+func (b *boot) lseek(c *call) verdict {
+	if b.ours(c, c.argInt(0)) == nil {
+		return cont
+	}
+	return fails(unix.ESPIPE)
+}
+
 // epollCtl refuses sessions and the device: they have no poll operation (ep_insert() in fs/eventpoll.c), and are no
 // epoll instances to the caller.
 func (b *boot) epollCtl(c *call) verdict {
-	if b.handles.Empty() {
-		return cont
-	}
-	if b.handles.Of(c.pid(), c.argInt(2)) != nil {
+	if b.ours(c, c.argInt(2)) != nil {
 		if _, err := os.Stat(c.proc("fd/" + strconv.Itoa(int(c.argInt(0))))); err != nil {
 			return fails(unix.EBADF)
 		}
 		return fails(unix.EPERM)
 	}
-	if b.handles.Of(c.pid(), c.argInt(0)) != nil {
+	if b.ours(c, c.argInt(0)) != nil {
 		return fails(unix.EINVAL)
 	}
 	return cont
@@ -89,7 +99,7 @@ func (b *boot) poll(c *call) verdict {
 	count := int64(0)
 	for at := 0; at < len(raw); at += size {
 		p := unix.PollFd{Fd: int32(binary.NativeEndian.Uint32(raw[at:])), Events: int16(binary.NativeEndian.Uint16(raw[at+4:]))}
-		if ready := p.Events & alwaysReady; ready != 0 && b.isOurs(c, p.Fd) {
+		if ready := p.Events & alwaysReady; ready != 0 && b.ours(c, p.Fd) != nil {
 			ours = true
 			p.Fd, p.Revents = -1, ready
 			count++
@@ -126,13 +136,22 @@ func (b *boot) poll(c *call) verdict {
 	return gives(count)
 }
 
-func (b *boot) isOurs(c *call, fd int32) bool {
-	if fd < 0 {
-		return false
+// ours is what a descriptor stands for, if that is a session or the device, and nil if it isn't.
+func (b *boot) ours(c *call, fd int32) luo.Handle {
+	if b.handles.Empty() || fd < 0 {
+		return nil
 	}
 	// Cheaper than what Of does.
 	link, err := os.Readlink(c.proc("fd/" + strconv.Itoa(int(fd))))
-	return err == nil && strings.HasSuffix(link, "[eventpoll]") && b.handles.Of(c.pid(), fd) != nil
+	if err != nil || !strings.HasSuffix(link, "[eventpoll]") {
+		return nil
+	}
+	return b.handles.Of(c.pid(), fd)
+}
+
+func (b *boot) isDevice(c *call, fd int32) bool {
+	h := b.ours(c, fd)
+	return h != nil && b.kernel.IsDevice(h)
 }
 
 // frozen is a duplicate of a preserved file that the caller may write to, its size, and its status flags. The

@@ -122,8 +122,8 @@ func (b *boot) openDevice(c *call, flags uint64) verdict {
 	case !b.kernel.Present():
 		return fails(unix.ENOENT)
 	case flags&unix.O_PATH != 0:
-		// As good as any other character device.
-		fd, err := unix.Open("/dev/null", unix.O_PATH|unix.O_CLOEXEC, 0)
+		// A descriptor of that kind can't be given away, and only fstat() tells much about it.
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fails(unix.ENOENT)
 		}
@@ -169,11 +169,12 @@ func (b *boot) openText(c *call, flags uint64, text string) verdict {
 }
 
 func (b *boot) giveFile(c *call, fd int, flags uint64) verdict {
-	err := c.listener.ReturnFile(&c.Call, fd, uint32(flags&unix.O_CLOEXEC))
-	if err == unix.EMFILE {
-		return fails(unix.EMFILE)
+	switch err := c.listener.ReturnFile(&c.Call, fd, uint32(flags&unix.O_CLOEXEC)); err {
+	case 0, unix.ENOENT: // or the caller is gone
+		return verdict{kind: gone}
+	default:
+		return fails(err)
 	}
-	return verdict{kind: gone}
 }
 
 func (b *boot) access(c *call, dirArg, pathArg, modeArg int) verdict {
@@ -283,7 +284,7 @@ func (b *boot) statTarget(c *call, dirArg, pathArg int, flags int32) string {
 	if flags&unix.AT_EMPTY_PATH != 0 && dirArg != none && !b.handles.Empty() {
 		var first [1]byte
 		if c.Args[pathArg] == 0 || c.Read(c.Args[pathArg], first[:]) == 0 && first[0] == 0 {
-			if h := b.handles.Of(c.pid(), c.argInt(dirArg)); h != nil && b.kernel.IsDevice(h) {
+			if b.isDevice(c, c.argInt(dirArg)) {
 				return devicePath
 			}
 			return ""

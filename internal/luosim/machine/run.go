@@ -37,20 +37,20 @@ type Config struct {
 	Updates int    // the reboot(KEXEC) after that many ends the run
 	Faults  Faults
 	Log     io.Writer
+
+	specs []string // what Faults were read from
 }
 
-// Run is the machine from its first boot to its last. It makes this process the reaper of its tree, so there can be
-// one machine in a process, and it waits for any child. The status is that of COMMAND in the way of shells; an error
-// says that luosim itself failed.
-func Run(c Config) (status int, err error) {
+// run is the machine from its first boot to its last. It makes this process the reaper of its tree, and waits for any
+// child.
+func run(c Config) (status int, err error) {
 	// The first process of the tree is to die with this thread.
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 1, fmt.Errorf("prctl(PR_SET_CHILD_SUBREAPER): %w", err)
 	}
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
-	defer signal.Stop(signals)
+	signals, release := takeSignals()
+	defer release()
 
 	table := &handles{handle.NewTable()}
 	kernel := luo.New(luo.Versions[c.Version], c.Faults.of(1), table.open)
@@ -89,16 +89,7 @@ func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
 		}
 		return 1, err
 	}
-	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return 1, err
-	}
-	defer unix.Close(stop)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		b.serve(listener, stop)
-	}()
+	server := b.serve(listener)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
@@ -107,10 +98,23 @@ func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
 
 	status := b.reap(first)
 	<-watched
-	unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	<-served
+	server.stop()
 	listener.Close()
 	return status, nil
+}
+
+// takeSignals are those that end a program.
+func takeSignals() (<-chan os.Signal, func()) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	return signals, func() { signal.Stop(signals) }
+}
+
+// pass sends a signal on, unless a terminal has sent it: such a one goes to all in the foreground.
+func pass(pid int, s os.Signal) {
+	if s != unix.SIGINT && s != unix.SIGQUIT || !inForeground() {
+		unix.Kill(pid, s.(unix.Signal))
+	}
 }
 
 // grace is how long COMMAND has to end after a signal.
@@ -126,10 +130,7 @@ func (b *boot) watch(first int, signals <-chan os.Signal) {
 				b.end(endSignal)
 				break
 			}
-			// A terminal's go to all in the foreground, COMMAND among them.
-			if s != unix.SIGINT && s != unix.SIGQUIT || !inForeground() {
-				unix.Kill(first, s.(unix.Signal))
-			}
+			pass(first, s)
 			timer := time.NewTimer(grace)
 			defer timer.Stop()
 			late = timer.C
@@ -170,11 +171,9 @@ func (b *boot) reap(first int) int {
 			status = shellStatus(ws)
 			b.end(endExit)
 		}
-		select {
-		case <-b.ended:
+		if b.over() {
 			// Whoever forked while the others were killed left children that nobody has seen yet.
 			killTree()
-		default:
 		}
 	}
 }
@@ -199,21 +198,25 @@ func (b *boot) start(command []string) (first int, l *notify.Listener, err error
 	if err != nil {
 		return 0, nil, err
 	}
-	ours, theirs := pair[0], os.NewFile(uintptr(pair[1]), "launcher")
+	ours, theirs := pair[0], pair[1]
 	defer unix.Close(ours)
 	self, err := os.Executable()
 	if err != nil {
+		unix.Close(theirs)
 		return 0, nil, err
 	}
 	cmd := &exec.Cmd{
 		Path:  self,
-		Args:  append([]string{launcherName, "3"}, command...),
+		Args:  append([]string{launcherName, strconv.Itoa(theirs)}, command...),
 		Env:   append(os.Environ(), BootVariable+"="+strconv.Itoa(b.number)),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		ExtraFiles: []*os.File{theirs},
 	}
-	err = cmd.Start()
-	theirs.Close()
+	// It keeps its number, so that whatever was passed to this process is passed on under the same numbers.
+	err = inheritable(theirs)
+	if err == nil {
+		err = cmd.Start()
+	}
+	unix.Close(theirs)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -239,7 +242,7 @@ func (b *boot) start(command []string) (first int, l *notify.Listener, err error
 		return 0, nil, &notStarted{status, string(text[:n])}
 	}
 	l = notify.NewListener(fd)
-	if err := reachable(first); err != nil {
+	if err := reachable(first, theirs); err != nil {
 		l.Close()
 		unix.Kill(first, unix.SIGKILL)
 		unix.Wait4(first, nil, 0, nil)
@@ -250,6 +253,11 @@ func (b *boot) start(command []string) (first int, l *notify.Listener, err error
 		return 0, nil, err
 	}
 	return first, l, nil
+}
+
+func inheritable(fd int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+	return err
 }
 
 func received(rights []byte) (int, error) {
@@ -265,21 +273,16 @@ func received(rights []byte) (int, error) {
 	return -1, errors.New("the launcher sent no listener")
 }
 
-// reachable tells whether this process may look into the other one.
-func reachable(pid int) error {
+// reachable tells whether this process may look into the other one, which has such a descriptor.
+func reachable(pid, fd int) error {
 	const advice = "the kernel (kernel.yama.ptrace_scope) or the container must let a process trace its children"
 	c := &call{}
 	c.PID = uint32(pid)
-	own, err := c.open(0)
-	if err == 0 {
-		unix.Close(own)
-	} else {
-		// It may have no standard input, but the socket it has.
-		if own, err = c.open(3); err != 0 {
-			return fmt.Errorf("no access to COMMAND's descriptors (pidfd_getfd): %s", advice)
-		}
-		unix.Close(own)
+	own, err := c.open(int32(fd))
+	if err != 0 {
+		return fmt.Errorf("no access to COMMAND's descriptors (pidfd_getfd): %s", advice)
 	}
+	unix.Close(own)
 	if _, err := os.Readlink(c.proc("cwd")); err != nil {
 		return fmt.Errorf("no access to COMMAND in /proc (%v): /proc must be mounted for this PID namespace, and %s", err, advice)
 	}

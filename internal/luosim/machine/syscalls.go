@@ -5,6 +5,8 @@
 package machine
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/internal/luosim/luo"
@@ -43,7 +45,7 @@ type handler struct {
 const none = -1
 
 // handlers are all system calls that are caught.
-var handlers = append([]handler{
+var handlers = slices.Concat(compatHandlers, archHandlers, []handler{
 	// The device and the other files that only the emulated machine has.
 	{rule(unix.SYS_OPENAT), func(b *boot, c *call) verdict { return b.openFile(c, 0, 1, uint64(uint32(c.Args[2]))) }},
 	{rule(unix.SYS_OPENAT2), (*boot).openat2},
@@ -54,8 +56,10 @@ var handlers = append([]handler{
 	{rule(unix.SYS_STATX), (*boot).statx},
 
 	// Sessions and the device, opened.
-	{rule(unix.SYS_IOCTL, notify.Condition{Argument: 1, Mask: 0xff00, Value: luo.IoctlType << 8}), (*boot).ioctl},
+	{rule(unix.SYS_IOCTL, liveUpdateIoctl), (*boot).ioctl},
+	{rule(unix.SYS_FSTAT), (*boot).fstat},
 	{rule(unix.SYS_FSTATFS), (*boot).fstatfs},
+	{rule(unix.SYS_LSEEK), (*boot).lseek},
 	{rule(unix.SYS_EPOLL_CTL), (*boot).epollCtl},
 	{rule(unix.SYS_PPOLL), (*boot).poll},
 
@@ -84,7 +88,35 @@ var handlers = append([]handler{
 		notify.Condition{Argument: 0, Mask: ^uint32(0), Value: 1}, // SECCOMP_SET_MODE_FILTER
 		notify.Condition{Argument: 1, Mask: unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, Value: 0, Not: true},
 	), (*boot).ownListener},
-}, archHandlers...)
+})
+
+// compatHandlers are for the calls of 32-bit programs that would have to be emulated. All that it takes is to keep them
+// off the real machine.
+var compatHandlers = []handler{
+	{compat(compatOpen), func(b *boot, c *call) verdict { return b.compatOpen(c, none, 0) }},
+	{compat(compatOpenat), func(b *boot, c *call) verdict { return b.compatOpen(c, 0, 1) }},
+	{compat(compatIoctl, liveUpdateIoctl), (*boot).compatCall},
+	{compat(compatReboot), (*boot).compatCall},
+	{compat(compatKexecLoad), (*boot).compatCall},
+}
+
+var liveUpdateIoctl = notify.Condition{Argument: 1, Mask: 0xff00, Value: luo.IoctlType << 8}
+
+func compat(number uintptr, when ...notify.Condition) notify.Rule {
+	return notify.Rule{Compat: true, Number: number, When: when}
+}
+
+func (b *boot) compatOpen(c *call, dirArg, pathArg int) verdict {
+	if b.target(c, dirArg, pathArg) == "" {
+		return cont
+	}
+	return b.compatCall(c)
+}
+
+func (b *boot) compatCall(c *call) verdict {
+	b.say("compat", "%s is a 32-bit program, which isn't emulated: its calls for live update and kexec fail (ENOSYS)", c.who())
+	return fails(unix.ENOSYS)
+}
 
 func rule(number uintptr, when ...notify.Condition) notify.Rule {
 	return notify.Rule{Number: number, When: when}
@@ -98,10 +130,15 @@ func rules() []notify.Rule {
 	return all
 }
 
-var byNumber = func() map[int32]func(*boot, *call) verdict {
-	m := map[int32]func(*boot, *call) verdict{}
+type callKey struct {
+	compat bool
+	number int32
+}
+
+var byNumber = func() map[callKey]func(*boot, *call) verdict {
+	m := map[callKey]func(*boot, *call) verdict{}
 	for _, h := range handlers {
-		m[int32(h.Number)] = h.do
+		m[callKey{h.Compat, int32(h.Number)}] = h.do
 	}
 	return m
 }()

@@ -6,6 +6,15 @@ import "golang.org/x/sys/unix"
 
 const sysNewfstatat = unix.SYS_NEWFSTATAT
 
+// Of i386 (arch/x86/entry/syscalls/syscall_32.tbl).
+const (
+	compatOpen      = 5
+	compatIoctl     = 54
+	compatReboot    = 88
+	compatKexecLoad = 283
+	compatOpenat    = 295
+)
+
 // Calls that newer architectures don't have.
 var archHandlers = []handler{
 	{rule(unix.SYS_OPEN), func(b *boot, c *call) verdict { return b.openFile(c, none, 0, uint64(uint32(c.Args[1]))) }},

@@ -13,6 +13,7 @@ import (
 // Rule names a system call to be caught, where all of its conditions hold. A condition looks at the lower half of an
 // argument.
 type Rule struct {
+	Compat bool // in the way of 32-bit programs
 	Number uintptr
 	When   []Condition
 }
@@ -32,49 +33,57 @@ const (
 	offArgs   = 16
 )
 
+func load(off uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: off}
+}
+
+func verdict(v uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: v}
+}
+
+// jump tests the accumulator, and leaps over so many instructions.
+func jump(test uint16, value uint32, ifTrue, ifFalse int) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | test | unix.BPF_K, K: value, Jt: uint8(ifTrue), Jf: uint8(ifFalse)}
+}
+
 // program is a classic BPF program that returns USER_NOTIF for what the rules name, and ALLOW for the rest.
 func program(rules []Rule) []unix.SockFilter {
-	load := func(off uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: off}
-	}
-	verdict := func(v uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: v}
-	}
-	// equal goes on if the accumulator is the value, and leaps over that many instructions if it isn't.
-	equal := func(value uint32, leap int) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(leap), K: value}
+	compat, native := section(rules, true), section(rules, false)
+	if x32 > 0 {
+		native = append([]unix.SockFilter{
+			load(offNumber),
+			jump(unix.BPF_JGE, x32, 0, 1),
+			verdict(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)),
+		}, native...)
 	}
 	p := []unix.SockFilter{
 		load(offArch),
-		equal(auditArch, 1),
-		{Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
+		jump(unix.BPF_JEQ, auditArch, 0, 1),
+		{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(len(compat) + 2)}, // to the native section
+		jump(unix.BPF_JEQ, compatArch, 1, 0),
 		verdict(unix.SECCOMP_RET_ALLOW),
-		load(offNumber),
 	}
+	return append(append(p, compat...), native...)
+}
+
+// section is for one way of making system calls.
+func section(rules []Rule, compat bool) []unix.SockFilter {
+	p := []unix.SockFilter{load(offNumber)}
 	for _, r := range rules {
-		// number, (load, and, test) for each condition, notify
-		body := 3*len(r.When) + 1
-		if len(r.When) > 0 {
-			body++ // reload the number for the next rule
+		if r.Compat != compat {
+			continue
 		}
-		p = append(p, equal(uint32(r.Number), body))
+		// The conditions, the verdict, and the number again for the next rule.
+		p = append(p, jump(unix.BPF_JEQ, uint32(r.Number), 0, 3*len(r.When)+2))
 		for i, c := range r.When {
-			left := 3*(len(r.When)-1-i) + 1 // what is left of the conditions, and notify
-			test := unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: c.Value}
+			rest := 3*(len(r.When)-1-i) + 1
+			test := jump(unix.BPF_JEQ, c.Value, 0, rest)
 			if c.Not {
-				test.Jt = uint8(left)
-			} else {
-				test.Jf = uint8(left)
+				test = jump(unix.BPF_JEQ, c.Value, rest, 0)
 			}
-			p = append(p,
-				load(uint32(offArgs+8*c.Argument)),
-				unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.Mask},
-				test)
+			p = append(p, load(uint32(offArgs+8*c.Argument)), unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.Mask}, test)
 		}
-		p = append(p, verdict(unix.SECCOMP_RET_USER_NOTIF))
-		if len(r.When) > 0 {
-			p = append(p, load(offNumber))
-		}
+		p = append(p, verdict(unix.SECCOMP_RET_USER_NOTIF), load(offNumber))
 	}
 	return append(p, verdict(unix.SECCOMP_RET_ALLOW))
 }

@@ -4,4 +4,8 @@ package notify
 
 import "golang.org/x/sys/unix"
 
-const auditArch = unix.AUDIT_ARCH_AARCH64
+const (
+	auditArch  = unix.AUDIT_ARCH_AARCH64
+	compatArch = unix.AUDIT_ARCH_ARM
+	x32        = 0
+)

@@ -22,9 +22,6 @@ func NewListener(fd int) *Listener {
 	return &Listener{fd}
 }
 
-// FD is the descriptor: readable when a call waits, hung up when nobody is left who could make one.
-func (l *Listener) FD() int { return l.fd }
-
 // Close lets all further calls fail with ENOSYS.
 func (l *Listener) Close() { unix.Close(l.fd) }
 
@@ -38,6 +35,9 @@ type Call struct {
 	IP     uint64
 	Args   [6]uint64
 }
+
+// IsCompat tells whether it was made in the way of 32-bit programs.
+func (c *Call) IsCompat() bool { return c.Arch == compatArch }
 
 type answer struct {
 	id    uint64
@@ -65,14 +65,18 @@ const (
 	ioctlSetFlags = 0x40082104
 )
 
-// Receive waits for a call. ENOENT says that the caller went away meanwhile, or, on newer kernels, that all did.
+// Receive waits for a call. ENOENT says that the caller went away meanwhile, or, since Linux 6.11, that all did; EINTR
+// that a signal came.
 func (l *Listener) Receive(c *Call) error {
 	*c = Call{}
-	return l.ioctl(ioctlRecv, unsafe.Pointer(c))
+	if _, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlRecv, uintptr(unsafe.Pointer(c))); err != 0 {
+		return err
+	}
+	return nil
 }
 
 // Valid tells whether the caller still waits: what was read by its PID in between was the caller's.
-func (l *Listener) Valid(c *Call) bool { return l.ioctl(ioctlValid, unsafe.Pointer(&c.ID)) == nil }
+func (l *Listener) Valid(c *Call) bool { return l.ioctl(ioctlValid, unsafe.Pointer(&c.ID)) == 0 }
 
 // Continue lets the kernel do the call.
 func (l *Listener) Continue(c *Call) {
@@ -95,18 +99,14 @@ func (l *Listener) Give(c *Call, fd int, flags uint32) (int32, error) {
 }
 
 // ReturnFile gives the caller a duplicate of the file, and its number is the answer.
-func (l *Listener) ReturnFile(c *Call, fd int, flags uint32) error {
+func (l *Listener) ReturnFile(c *Call, fd int, flags uint32) unix.Errno {
 	return l.ioctl(ioctlAddFD, unsafe.Pointer(&addFD{id: c.ID, srcFD: uint32(fd), flags: flagSend, newFDFlags: flags}))
 }
 
-func (l *Listener) ioctl(request uintptr, argument unsafe.Pointer) error {
+func (l *Listener) ioctl(request uintptr, argument unsafe.Pointer) unix.Errno {
 	for {
 		_, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), request, uintptr(argument))
-		switch err {
-		case 0:
-			return nil
-		case unix.EINTR:
-		default:
+		if err != unix.EINTR {
 			return err
 		}
 	}
