@@ -6,7 +6,7 @@ PREFIX   ?= /usr
 UNITDIR  ?= /usr/lib/systemd/system
 UDEVDIR  ?= /usr/lib/udev/rules.d
 GO       ?= go
-GOFLAGS_ = -trimpath -ldflags '-s -w -X github.com/holdfast-project/holdfast/internal/version.Version=$(VERSION)'
+GOFLAGS_ = -trimpath -buildvcs=false -ldflags '-s -w -X github.com/holdfast-project/holdfast/internal/version.Version=$(VERSION)'
 
 export CGO_ENABLED = 0
 
@@ -46,10 +46,14 @@ lint: ## gofmt, vet for each platform, staticcheck
 bench: build ## speed and memory, as ratios within one run, on a real kernel
 	$(GO) run ./test/bench
 
-demo: demo-kernel
+demo: ## a service's memory over two updates of an emulated kernel; needs no privileges
+	@mkdir -p bin
+	@$(GO) build $(GOFLAGS_) -o bin/ ./demo ./cmd/holdfastd ./cmd/luosim ./examples/notebook
+	@bin/demo luosim
 
-demo-kernel: build ## a service's memory over two updates, 7.2 -> 7.3 -> 7.2
-	$(GO) run ./demo
+demo-kernel: build ## the same on real kernels, 7.2 -> 7.3 -> 7.2, in a virtual machine
+	$(GO) build $(GOFLAGS_) -o bin/ ./demo
+	@bin/demo kernel
 
 clean:
 	rm -rf bin

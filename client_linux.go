@@ -77,7 +77,8 @@ func (c *Client) Close() error {
 }
 
 // call makes one call, and once more on a new connection if the connection broke: the orchestrator may be restarted
-// at any time. That is safe with every method, since a session whose reply didn't arrive is gone with its descriptor.
+// at any time. A second try changes nothing that the first one did, since a session whose reply didn't arrive is gone
+// with its descriptor.
 func (c *Client) call(ctx context.Context, op, method string, in any, fds []int, out any) ([]*fd.FD, error) {
 	var err error
 	for range 2 {
@@ -149,20 +150,30 @@ func (c *Client) Acquire(ctx context.Context, name string) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer fd.CloseAll(fds)
-	if i := out.SessionFileDescriptor; i < 0 || i >= len(fds) {
-		return nil, fmt.Errorf("holdfast: %s: the answer came without the session's descriptor", op)
-	}
-	lu, err := liveupdate.FromFD(fds[out.SessionFileDescriptor].Raw())
+	lu, err := takeSession(fds, out.SessionFileDescriptor, out.Session.KernelName)
 	if err != nil {
 		return nil, fmt.Errorf("holdfast: %s: %w", op, err)
 	}
-	fds[out.SessionFileDescriptor].Disown() // it is lu's now
-	if lu.Name() != out.Session.KernelName {
-		lu.Close()
-		return nil, fmt.Errorf("holdfast: %s: the answer speaks of session %q and came with %q", op, out.Session.KernelName, lu.Name())
-	}
 	return &Session{name: out.Session.Name, owner: out.Session.Owner, lu: lu, generation: 1}, nil
+}
+
+// takeSession takes the session out of an answer, and closes the rest of its descriptors.
+func takeSession(fds []*fd.FD, index int, kernelName string) (*liveupdate.Session, error) {
+	defer fd.CloseAll(fds)
+	if index < 0 || index >= len(fds) {
+		return nil, errors.New("the answer came without the session's descriptor")
+	}
+	lu, err := liveupdate.FromFD(fds[index].Raw())
+	if err != nil {
+		return nil, err
+	}
+	fds[index].Disown() // it is lu's now
+	if lu.Name() != kernelName {
+		err := fmt.Errorf("the answer speaks of session %q and came with %q", kernelName, lu.Name())
+		lu.Close()
+		return nil, err
+	}
+	return lu, nil
 }
 
 // Identify tells what a session is, and whether it belongs to the caller's unit. The descriptor stays the caller's.

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
 // Error is what the orchestrator answered instead of doing what it was asked to. Its fields are those of the
@@ -49,10 +52,18 @@ var (
 	ErrKernel          = &Error{Kind: sessionsErrors + "KernelError"}
 )
 
-// Is compares kinds.
+// Is compares kinds. What the kernel refused to the orchestrator is a [liveupdate.ErrAlreadyRetrieved] where it is one.
 func (e *Error) Is(target error) bool {
+	if target == liveupdate.ErrAlreadyRetrieved {
+		return e.alreadyRetrieved()
+	}
 	other, ok := target.(*Error)
 	return ok && other.Kind == e.Kind
+}
+
+// alreadyRetrieved tells the one meaning of EINVAL here: the name was checked before.
+func (e *Error) alreadyRetrieved() bool {
+	return e.Kind == ErrKernel.Kind && e.Operation == liveupdate.OpRetrieveSession && syscall.Errno(e.Errno) == syscall.EINVAL
 }
 
 func (e *Error) Error() string {
@@ -94,6 +105,9 @@ func (e *Error) Error() string {
 		}
 	case ErrKernel.Kind:
 		text = fmt.Sprintf("the kernel refused to %s (errno %d)", e.Operation, e.Errno)
+		if e.alreadyRetrieved() {
+			text += ": somebody has the session already, and it can be had only once; don't start afresh"
+		}
 	case "org.varlink.service.InvalidParameter":
 		text = fmt.Sprintf("the orchestrator does not accept the parameter %q; is it of another version?", e.Parameter)
 	case "org.varlink.service.MethodNotImplemented", "org.varlink.service.MethodNotFound":

@@ -173,8 +173,8 @@ func TestNoStoreOutsideServices(t *testing.T) {
 	}
 }
 
-// orchestrator answers Acquire with err, or not at all.
-func orchestrator(t *testing.T, acquire varlink.Method) {
+// orchestrator answers Acquire and Reclaim.
+func orchestrator(t *testing.T, method varlink.Method) {
 	path := filepath.Join(t.TempDir(), "io.holdfast")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -186,7 +186,7 @@ func orchestrator(t *testing.T, acquire varlink.Method) {
 		defer close(done)
 		(&varlink.Server{Interfaces: []varlink.Interface{{
 			Name: "io.holdfast.Sessions", Description: api.Sessions,
-			Methods: map[string]varlink.Method{"Acquire": acquire},
+			Methods: map[string]varlink.Method{"Acquire": method, "Reclaim": method},
 		}}}).Serve(ctx, listener)
 	}()
 	t.Cleanup(func() { cancel(); <-done; listener.Close() })
@@ -199,11 +199,13 @@ func TestRefusals(t *testing.T) {
 		is         error
 		text       string
 	}{
-		"NameTaken":      {map[string]any{"name": "ram"}, ErrNameTaken, `holdfast: acquire "ram": a session "ram" exists already`},
+		"NameTaken":      {map[string]any{"name": "ram"}, ErrNameTaken, ` "ram": a session "ram" exists already`},
 		"NoOwner":        {map[string]any{"cgroup": "/x"}, ErrNoOwner, `the cgroup "/x" names no unit`},
 		"NotPermitted":   {map[string]any{"reason": "because", "rule": "built-in"}, ErrNotPermitted, "not permitted: because (rule: built-in)"},
 		"DeviceBusy":     {map[string]any{"holder": "process 7 (x)"}, ErrDeviceBusy, "process 7 (x)"},
 		"KernelNotReady": {map[string]any{"problem": "notEnabled", "hint": "do this"}, ErrKernelNotReady, "live update is not enabled on this kernel's command line; do this"},
+		"NoSuchSession":  {map[string]any{"name": "ram"}, ErrNoSuchSession, `there is no session "ram"`},
+		"KernelError":    {map[string]any{"operation": "retrieve session", "errno": 22}, liveupdate.ErrAlreadyRetrieved, "somebody has the session already"},
 		"SomethingNewer": {map[string]any{"unknown": []int{1}}, nil, "io.holdfast.Sessions.SomethingNewer"},
 	} {
 		t.Run(kind, func(t *testing.T) {
@@ -215,9 +217,15 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
-			_, err = client.Acquire(t.Context(), "ram")
-			if err == nil || !strings.Contains(err.Error(), c.text) || c.is != nil && !errors.Is(err, c.is) || errors.Is(err, ErrNotASession) {
-				t.Errorf("%v", err)
+			_, acquireErr := client.Acquire(t.Context(), "ram")
+			_, reclaimErr := client.Reclaim(t.Context(), "ram")
+			for _, err := range []error{acquireErr, reclaimErr} {
+				if err == nil || !strings.Contains(err.Error(), c.text) || c.is != nil && !errors.Is(err, c.is) || errors.Is(err, ErrNotASession) {
+					t.Errorf("%v", err)
+				}
+			}
+			if kind == "KernelError" && !errors.Is(reclaimErr, ErrKernel) {
+				t.Errorf("%v", reclaimErr)
 			}
 		})
 	}
@@ -244,7 +252,30 @@ func TestAnswersThatCantBe(t *testing.T) {
 		if s, err := client.Acquire(t.Context(), "ram"); err == nil {
 			t.Errorf("%d descriptors: %+v", len(fds), s)
 		}
+		if c, err := client.Reclaim(t.Context(), "ram"); err == nil || errors.Is(err, ErrNoSuchSession) {
+			t.Errorf("%d descriptors: %+v, %v", len(fds), c, err)
+		}
 		client.Close()
+	}
+}
+
+// The answer to Reclaim is the only way to the session: whoever asked takes it, though it has no time any more.
+func TestReclaimIsNotBrokenOff(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	orchestrator(t, func(context.Context, *varlink.Call) (*varlink.Reply, error) {
+		cancel()
+		return nil, &varlink.Error{Name: "io.holdfast.Sessions.NoSuchSession", Parameters: map[string]any{"name": "ram"}}
+	})
+	client, err := Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if c, err := client.Reclaim(ctx, "ram"); !errors.Is(err, ErrNoSuchSession) {
+		t.Errorf("%v, %v", c, err)
+	}
+	if c, err := client.Reclaim(ctx, "ram"); !errors.Is(err, context.Canceled) {
+		t.Errorf("with no time from the start: %v, %v", c, err)
 	}
 }
 

@@ -5,7 +5,8 @@ package holdfast
 // RenewStep is what [Renew] has just done.
 type RenewStep string
 
-// The steps of Renew, in order. Memory that wasn't in a session of the previous kernel any more skips some.
+// The steps of Renew, in order. Memory that wasn't in a session of the previous kernel any more skips some, and what is
+// renewed [WithoutStore] skips FilesStored and Stored.
 const (
 	Retrieved       RenewStep = "retrieved"
 	FilesStored     RenewStep = "files-stored"
@@ -20,7 +21,10 @@ const (
 // RenewOption changes what [Renew] does.
 type RenewOption func(*renewOptions)
 
-type renewOptions struct{ progress func(RenewStep) }
+type renewOptions struct {
+	progress     func(RenewStep)
+	withoutStore bool
+}
 
 func (o *renewOptions) done(step RenewStep) {
 	if o.progress != nil {
@@ -32,4 +36,12 @@ func (o *renewOptions) done(step RenewStep) {
 // gigabytes to be pinned. Of what is being renewed it may only call Name and Manifest.
 func WithProgress(progress func(RenewStep)) RenewOption {
 	return func(o *renewOptions) { o.progress = progress }
+}
+
+// WithoutStore is for programs that have no fd store, as where there is no systemd: this process alone holds what it
+// has of [Client.Reclaim] until the kexec. It must be running when the kernel is switched. Its death loses the memory, in
+// Renew as at any other time: between Finished and Preserved its descriptors are all that holds it, and later the
+// session ends with them. What came from an fd store is refused.
+func WithoutStore() RenewOption {
+	return func(o *renewOptions) { o.withoutStore = true }
 }

@@ -21,7 +21,7 @@ import (
 // On success the Session owns what c held, and c is closed. On an error c is as good as before, and Renew may be
 // called again: nothing is lost, but until it has succeeded the memory will not cross an update. The errors to
 // expect are those of [Session.Store], [Committed.Retrieve] and [Client.Acquire]; where the unit can't have an fd store
-// it fails before anything is done.
+// it fails before anything is done, unless it was asked to do [WithoutStore].
 func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOption) (*Session, error) {
 	var o renewOptions
 	for _, option := range options {
@@ -32,11 +32,16 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 	if c.closed() {
 		return nil, fmt.Errorf("holdfast: renew %q: %w", c.manifest.Name, os.ErrClosed)
 	}
-	store, err := openStore(ctx)
-	if err != nil {
-		return nil, err
+	var store *systemd.Store // nil without one
+	var err error
+	if !o.withoutStore {
+		if store, err = openStore(ctx); err != nil {
+			return nil, err
+		}
+		defer store.Close()
+	} else if !c.reclaimed {
+		return nil, fmt.Errorf("holdfast: renew %q: it came from this unit's fd store, and belongs there: renew it without WithoutStore", c.manifest.Name)
 	}
-	defer store.Close()
 	session := &Session{name: c.manifest.Name, owner: c.manifest.Owner, generation: c.manifest.Generation,
 		lu: c.outgoing, files: c.files, manifest: c.manifestFD}
 	if c.renewed {
@@ -46,17 +51,19 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 		if session, err = c.renew(ctx, client, store, o.done); err != nil {
 			return nil, err
 		}
-	} else if err := session.storeIn(ctx, store); err != nil {
+	} else if err := session.keepIn(ctx, store); err != nil {
 		return nil, err
 	}
 	// The session is safe. Whatever fails from here on leaves a little too much in the store, and the next start
 	// does this again.
-	for _, fdname := range c.stale {
-		if err := store.Remove(fdname); err != nil {
-			break
+	if store != nil {
+		for _, fdname := range c.stale {
+			if err := store.Remove(fdname); err != nil {
+				break
+			}
 		}
+		systemd.Barrier(ctx)
 	}
-	systemd.Barrier(ctx)
 	for _, s := range c.finished {
 		s.Close()
 	}
@@ -72,16 +79,18 @@ func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.St
 	}
 	done(Retrieved)
 	if c.incoming != nil {
-		prefix, err := storePrefix(c.incoming.Name())
-		if err != nil {
-			return nil, wrap(err)
+		if store != nil {
+			prefix, err := storePrefix(c.incoming.Name())
+			if err != nil {
+				return nil, wrap(err)
+			}
+			old := manifestName(prefix, c.manifest.Generation)
+			if err := keep(ctx, store, append(fileItems(prefix, c.files), item{fdname: old, fd: c.manifestFD})); err != nil {
+				return nil, wrap(err)
+			}
+			c.stale = append(c.stale, old)
+			done(FilesStored)
 		}
-		old := manifestName(prefix, c.manifest.Generation)
-		if err := keep(ctx, store, append(fileItems(prefix, c.files), item{fdname: old, fd: c.manifestFD})); err != nil {
-			return nil, wrap(err)
-		}
-		c.stale = append(c.stale, old)
-		done(FilesStored)
 		if err := c.incoming.Finish(); err != nil {
 			return nil, wrap(err)
 		}
@@ -109,7 +118,7 @@ func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.St
 	return session, nil
 }
 
-// take preserves copies of files, commits and stores.
+// take preserves copies of files, commits, and stores where there is a store.
 func (s *Session) take(ctx context.Context, files []heldFile, store *systemd.Store, done func(RenewStep)) error {
 	for _, file := range files {
 		if err := file.fd.Use(func(raw int) error { return s.preserve(file.name, raw) }); err != nil {
@@ -121,9 +130,19 @@ func (s *Session) take(ctx context.Context, files []heldFile, store *systemd.Sto
 		return err
 	}
 	done(ManifestWritten)
-	if err := s.storeIn(ctx, store); err != nil {
+	if err := s.keepIn(ctx, store); err != nil {
 		return err
 	}
-	done(Stored)
+	if store != nil {
+		done(Stored)
+	}
 	return nil
+}
+
+// keepIn stores the session where there is a store. Without one this process keeps it, committed.
+func (s *Session) keepIn(ctx context.Context, store *systemd.Store) error {
+	if store == nil {
+		return s.commit()
+	}
+	return s.storeIn(ctx, store)
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // Committed is memory that was committed under one name, and came back: from the previous kernel, or from the fd
-// store after a restart or crash in this one.
+// store after a restart or crash in this one. See [Restored] and [Client.Reclaim].
 type Committed struct {
 	manifest *Manifest // as it came back; never changed
 
@@ -37,6 +37,7 @@ type Committed struct {
 	finished           []*liveupdate.Session
 	stale              []string // FDNAMEs that are of no more use once a session of this kernel is stored
 	charged            bool     // the files were retrieved before, by somebody who died since
+	reclaimed          bool     // by name, and not from the fd store
 }
 
 // Name is the client's own portion of the session's name.
@@ -101,7 +102,8 @@ func (c *Committed) retrieve() error {
 	return nil
 }
 
-// Close closes this process's descriptors. The fd store keeps its own: the next start gets the same again.
+// Close closes this process's descriptors. The fd store keeps its own: the next start gets the same again. What was
+// reclaimed is in no store, and is lost.
 func (c *Committed) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

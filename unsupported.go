@@ -36,6 +36,9 @@ func (*Client) Identify(context.Context, *os.File) (Identity, error) {
 	return Identity{}, errUnsupported
 }
 
+// Reclaim is not supported here.
+func (*Client) Reclaim(context.Context, string) (*Committed, error) { return nil, errUnsupported }
+
 // Session is an outgoing session, on Linux.
 type Session struct{}
 

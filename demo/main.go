@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Command demo shows a service's memory going over two live updates of the kernel, 7.2 to 7.3 and back, in a virtual
-// machine. The service is the notebook; its memory is filled with random values, whose checksum is kept here, outside.
+// Command demo shows a service's memory going over two live updates of the kernel: on luosim, an emulator that needs
+// nothing but this machine, or on real kernels in a virtual machine, 7.2 to 7.3 and back. Both run story.sh. The service is
+// the notebook; its memory is filled with random values, whose checksum is kept here, outside.
+//
+// It is started in the root of the source tree, where bin has what it runs.
 package main
 
 import (
@@ -11,10 +14,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -23,9 +25,21 @@ import (
 const updates = 2
 
 func main() {
+	verb := strings.Join(os.Args[1:min(2, len(os.Args))], "")
+	if verb == "ready" { // for the stand-in of systemctl
+		if err := ready(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "demo:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if verb != "luosim" && verb != "kernel" || len(os.Args) > 2 {
+		fmt.Fprintln(os.Stderr, "usage: demo luosim|kernel")
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(ctx, verb == "kernel"); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		fmt.Println("demo: FAIL")
 		os.Exit(1)
@@ -33,7 +47,7 @@ func main() {
 	fmt.Println("demo: PASS")
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, kernel bool) error {
 	word := os.Getenv("HOLDFAST_DEMO_WORD")
 	if word == "" {
 		word = "kelp-" + hex.EncodeToString(random(4))
@@ -41,15 +55,37 @@ func run(ctx context.Context) error {
 	if strings.ContainsAny(word, "\n\x00") {
 		return errors.New("$HOLDFAST_DEMO_WORD must be one line")
 	}
-	fmt.Printf("A notebook keeps 64 MiB of random values, and the word %q, in the memory of a virtual machine.\n", word)
-	fmt.Printf("The machine's kernel is changed twice by kexec, under the running system.\n\n")
-	guest, err := start(ctx, word)
+	command := emulated(word)
+	if kernel {
+		command = virtual(word)
+		fmt.Printf("A notebook keeps 64 MiB of random values, and the word %q, in the memory of a virtual machine.\n", word)
+		fmt.Printf("The machine's kernel is changed twice by kexec, under the running system.\n\n")
+	} else {
+		fmt.Printf("A notebook keeps 64 MiB of random values, and the word %q, in its memory.\n", word)
+		fmt.Printf("Under it is luosim, which emulates the kernel's Live Update Orchestrator. Its kexec is done twice: every\n")
+		fmt.Printf("process ends, and what is in sessions is all that the next kernel has.\n\n")
+	}
+	m, err := start(ctx, command)
 	if err != nil {
 		return err
 	}
-	defer guest.stop()
-	s := &story{word: word}
-	lines := bufio.NewScanner(guest)
+	defer m.stop()
+	if err := listen(ctx, m, &story{word: word}); err != nil {
+		// What the services have said, where the stand-in of systemctl wrote it.
+		if log, logErr := os.ReadFile(filepath.Join(m.dir, "log")); logErr == nil && ctx.Err() == nil {
+			fmt.Fprintf(os.Stderr, "%s", log)
+		}
+		return err
+	}
+	if !kernel {
+		fmt.Println(`On real kernels and systemd, in a virtual machine: make demo-kernel`)
+	}
+	return nil
+}
+
+// listen hears the story to its end.
+func listen(ctx context.Context, m *machine, s *story) error {
+	lines := bufio.NewScanner(m)
 	for lines.Scan() {
 		if line, ok := strings.CutPrefix(lines.Text(), "demo: "); ok {
 			if err := s.hear(line, time.Now()); err != nil {
@@ -57,7 +93,9 @@ func run(ctx context.Context) error {
 			}
 		}
 	}
-	if err := guest.wait(); err != nil {
+	if err := m.cmd.Wait(); ctx.Err() != nil {
+		return errors.New("stopped")
+	} else if err != nil {
 		return fmt.Errorf("the machine did not get to the end: %w", err)
 	}
 	if s.seen != updates+1 {
@@ -70,56 +108,6 @@ func random(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
 	return b
-}
-
-// guest is the output of the virtual machine's script.
-type guest struct {
-	io.Reader
-	cmd  *exec.Cmd
-	tree string
-}
-
-func start(ctx context.Context, word string) (*guest, error) {
-	tree, err := os.MkdirTemp("", "holdfast-demo-")
-	if err != nil {
-		return nil, err
-	}
-	g := &guest{tree: tree}
-	for _, command := range [][]string{
-		{"make", "-s", "install", "DESTDIR=" + tree},
-		{"install", "-D", "bin/notebook", tree + "/usr/bin/notebook"},
-		{"install", "-D", "-m", "0644", "examples/notebook/notebook.service", tree + "/usr/lib/systemd/system/notebook.service"},
-	} {
-		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-		cmd.Stderr = os.Stderr
-		if err := cmd.Run(); err != nil {
-			os.RemoveAll(tree)
-			return nil, fmt.Errorf("%s: %w", strings.Join(command, " "), err)
-		}
-	}
-	g.cmd = exec.CommandContext(ctx, "bin/hfvm", "run", "--kernel", "7.2", "--next-kernel", "7.3", "--os", "forky", "--quiet-console",
-		"--add", tree+":/", "--env", "HOLDFAST_DEMO_WORD="+word, "--timeout", "600", "demo/story.sh")
-	g.cmd.Cancel = func() error { return g.cmd.Process.Signal(syscall.SIGTERM) } // it stops the machine itself
-	g.cmd.Stderr = os.Stderr
-	if g.Reader, err = g.cmd.StdoutPipe(); err == nil {
-		err = g.cmd.Start()
-	}
-	if err != nil {
-		os.RemoveAll(tree)
-		return nil, err
-	}
-	return g, nil
-}
-
-func (g *guest) wait() error { return g.cmd.Wait() }
-
-// stop ends the machine if it still runs.
-func (g *guest) stop() {
-	if g.cmd.ProcessState == nil {
-		g.cmd.Cancel()
-		g.cmd.Wait()
-	}
-	os.RemoveAll(g.tree)
 }
 
 // story checks what the guest tells against what it told first.

@@ -17,9 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
+	"github.com/holdfast-project/holdfast/luosim"
 )
 
-func TestMain(m *testing.M) { fdtest.Main(m) }
+// TestMain runs the tests on the emulated kernel, twice, with an update in between; or on a real one, if $HOLDFAST_VM
+// says that it is there.
+func TestMain(m *testing.M) {
+	if os.Getenv("HOLDFAST_VM") == "" {
+		luosim.Enter(luosim.Machine{})
+	}
+	fdtest.Main(m)
+}
 
 // The sizes and offsets of the structs in include/uapi/linux/liveupdate.h.
 func TestABI(t *testing.T) {

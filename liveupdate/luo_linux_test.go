@@ -17,15 +17,25 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/luosim"
 )
 
-// Tests on a real kernel, made in one boot: the outgoing side.
+// Tests made in one boot: the outgoing side.
 
-// needKernel is for tests that need the real device. With HOLDFAST_VM=1 a missing device is a failure.
-func needKernel(t *testing.T) {
+// needReal is for what can't be had from the emulated kernel.
+func needReal(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("HOLDFAST_VM") != "1" {
-		t.Skip("needs a LUO kernel; `make test` runs it in a VM")
+		t.Skipf("needs a real LUO kernel (%s); `make test` runs it in a VM", why)
+	}
+}
+
+// needKernel is for tests that a kernel without LUO, on purpose, can't do.
+func needKernel(t *testing.T) {
+	t.Helper()
+	if luosim.Boot() == 0 {
+		needReal(t, "this one is without")
 	}
 }
 
@@ -413,7 +423,7 @@ func TestCloseDuringCalls(t *testing.T) {
 
 // The device is root's: for others the error says so.
 func TestPermission(t *testing.T) {
-	needKernel(t)
+	needReal(t, "another user must be able to run the test")
 	if os.Getuid() != 0 {
 		_, err := Device{}.Create(t.Context(), "x")
 		wantError(t, "Create", err, fs.ErrPermission)
@@ -434,7 +444,7 @@ func TestPermission(t *testing.T) {
 
 // A node that no driver stands behind, as a container may have one.
 func TestNodeWithoutDriver(t *testing.T) {
-	needKernel(t)
+	needReal(t, "it says that it has the device")
 	path := filepath.Join(t.TempDir(), "liveupdate")
 	// Misc minor 254 is the last of those that are given out by need; nothing here has it.
 	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 254))); err != nil {

@@ -5,6 +5,7 @@ package luosim
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 
 	"golang.org/x/sys/unix"
@@ -21,14 +22,43 @@ func (m Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 	if cmd.Err != nil {
 		return cmd.Err
 	}
-	config := machine.Config{Command: append([]string{cmd.Path}, cmd.Args[1:]...), Version: m.Kernel, Updates: machine.Unlimited}
-	if m.Updates > 0 {
-		config.Updates = m.Updates
-	}
-	if err := config.SetFaults(m.Faults); err != nil {
-		return fmt.Errorf("luosim: %w", err)
+	config, err := m.config(append([]string{cmd.Path}, cmd.Args[1:]...))
+	if err != nil {
+		return err
 	}
 	return machine.RunApart(ctx, config, cmd)
+}
+
+func (m Machine) config(command []string) (machine.Config, error) {
+	c := machine.Config{Command: command, Version: m.Kernel, Updates: machine.Unlimited}
+	if m.Updates > 0 {
+		c.Updates = m.Updates
+	}
+	if err := c.SetFaults(m.Faults); err != nil {
+		return c, fmt.Errorf("luosim: %w", err)
+	}
+	return c, nil
+}
+
+// Enter makes the machine the calling program's: unless it is under luosim already, Enter runs it again there, with the
+// same arguments, environment and files, and exits with its status. At the beginning of a TestMain it gives all tests of
+// the package a device.
+func Enter(m Machine) {
+	if Boot() > 0 {
+		return
+	}
+	status := 1
+	self, err := os.Executable()
+	if err == nil {
+		var c machine.Config
+		if c, err = m.config(append([]string{self}, os.Args[1:]...)); err == nil {
+			status, err = machine.Run(c)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "luosim:", err)
+	}
+	os.Exit(status)
 }
 
 // Kexec updates to the next kernel: it loads a stand-in for one and switches, by kexec_file_load() and

@@ -6,6 +6,8 @@ package luosim
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
 )
 
@@ -14,3 +16,9 @@ func (m Machine) Run(ctx context.Context, cmd *exec.Cmd) error { return ErrUnsup
 
 // Kexec fails: see [ErrUnsupported].
 func Kexec() error { return ErrUnsupported }
+
+// Enter fails: see [ErrUnsupported].
+func Enter(m Machine) {
+	fmt.Fprintln(os.Stderr, ErrUnsupported)
+	os.Exit(1)
+}

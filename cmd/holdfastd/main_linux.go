@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-project/holdfast/internal/journal"
 	"github.com/holdfast-project/holdfast/internal/orchestrator"
 	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/version"
 )
@@ -38,6 +39,7 @@ func main() {
 		flag.PrintDefaults()
 	}
 	listen := flag.String("listen", "", "listen on this unix socket, where systemd doesn't hand one over (usually "+holdfast.Address+")")
+	uidOwners := flag.Bool("uid-owners", false, "give sessions to processes outside any unit too; all those of uid N are one owner, uid/N.\nThe unit that holdfastd itself runs in doesn't count as one.\nFor hosts without units, and for trying things out: see docs/security.md")
 	debug := flag.Bool("debug", false, "log more")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -59,7 +61,7 @@ func main() {
 	// The device takes one at a time. With one processor a request needs no other thread, and the log line is written
 	// once the answer is on its way.
 	runtime.GOMAXPROCS(1)
-	err := run(ctx, log, flush, *listen)
+	err := run(ctx, log, flush, *listen, *uidOwners)
 	if err != nil {
 		log.Error("holdfastd ends", "error", err)
 	}
@@ -69,17 +71,22 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, log *slog.Logger, flush func(), path string) error {
+func run(ctx context.Context, log *slog.Logger, flush func(), path string, uidOwners bool) error {
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		return err
+	}
+	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log}
+	if uidOwners {
+		if o.Policy.UIDOwners, err = byUID(); err != nil {
+			return err
+		}
 	}
 	listener, err := listenOn(path)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log}
 	if err := o.Device.Available(); err != nil {
 		// It serves all the same, since clients shall be told why.
 		log.Warn("sessions can't be had", "reason", err)
@@ -98,6 +105,18 @@ func run(ctx context.Context, log *slog.Logger, flush func(), path string) error
 	log.Debug("starting over, to give back memory")
 	flush()
 	return systemd.StartOver(listener)
+}
+
+func byUID() (*policy.UIDOwners, error) {
+	own, err := peer.OwnCgroup()
+	if err != nil {
+		return nil, err
+	}
+	overflow, err := peer.OverflowUID()
+	if err != nil {
+		return nil, err
+	}
+	return &policy.UIDOwners{Unit: peer.UnitPath(own), Overflow: overflow}, nil
 }
 
 // listenOn takes the socket from systemd, or makes one.

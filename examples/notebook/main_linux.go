@@ -6,6 +6,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -36,12 +37,14 @@ const (
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("notebook: ")
-	socket := flag.String("socket", "/run/notebook/socket", "the unix socket to serve, or to ask")
+	hold := flag.Bool("hold", false, "there is no fd store here: hold the session in this process until the kexec. If it ends before that, the notes are lost")
+	socket := flag.String("socket", cmp.Or(os.Getenv("NOTEBOOK_SOCKET"), "/run/notebook/socket"), "the unix socket to serve, or to ask; $NOTEBOOK_SOCKET")
 	flag.Usage = func() {
 		fmt.Fprint(os.Stderr, `notebook is a service that keeps what it is told in 64 MiB of memory, over crashes, restarts and live updates.
 
 Usage:
   notebook [-socket PATH]                serve (as a service of systemd)
+  notebook [-socket PATH] -hold          serve (where there is no systemd)
   notebook [-socket PATH] REQUEST...     ask the service: put KEY VALUE, get KEY, sum, status
   notebook [-socket PATH] fill           fill what room it has with random values
 
@@ -52,7 +55,7 @@ Usage:
 	var err error
 	switch {
 	case flag.NArg() == 0:
-		err = serve(*socket)
+		err = serve(*socket, *hold)
 	case flag.Arg(0) == "fill":
 		err = fill(*socket)
 	default:
@@ -63,7 +66,7 @@ Usage:
 	}
 }
 
-func serve(socket string) error {
+func serve(socket string, hold bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	client, err := holdfast.Dial(ctx)
@@ -72,10 +75,21 @@ func serve(socket string) error {
 	}
 	defer client.Close()
 
-	pages, session, came, err := comeBack(ctx, client)
-	if err == nil && pages == nil {
-		came = "fresh"
-		pages, session, err = begin(ctx, client)
+	committed, err := comeBack(ctx, client, hold)
+	if err != nil {
+		return err
+	}
+	var pages *notes
+	var session *holdfast.Session
+	came := "fresh"
+	if committed == nil {
+		pages, session, err = begin(ctx, client, hold)
+	} else {
+		came = "store"
+		if committed.Incoming() {
+			came = "update"
+		}
+		pages, session, err = goOn(ctx, client, committed, hold)
 	}
 	if err != nil {
 		return err
@@ -98,6 +112,9 @@ func serve(socket string) error {
 	<-ctx.Done()
 	listener.Close()
 
+	if hold {
+		return nil
+	}
 	// The commit at the stop. All is in the store since the start, so that a crash loses nothing either; this makes
 	// sure that it still is.
 	stopping, cancel := context.WithTimeout(context.Background(), stopTimeout)
@@ -106,7 +123,7 @@ func serve(socket string) error {
 }
 
 // begin is the first start: new memory, in a session of its own, in the fd store.
-func begin(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.Session, error) {
+func begin(ctx context.Context, client *holdfast.Client, hold bool) (*notes, *holdfast.Session, error) {
 	raw, err := unix.MemfdCreate(fileName, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, nil, err
@@ -126,40 +143,54 @@ func begin(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.Sess
 	if err := session.Preserve(fileName, memory); err != nil {
 		return nil, nil, err
 	}
+	if hold {
+		return pages, session, session.Commit()
+	}
 	return pages, session, session.Store(ctx)
 }
 
-// comeBack is every later start: after a crash, a restart or an update. It ends with a session for the next update.
-// Without notes and without an error, nothing came back: only then is it the first start.
-func comeBack(ctx context.Context, client *holdfast.Client) (*notes, *holdfast.Session, string, error) {
+// comeBack is what was committed before: there is something at every start but the first, after a crash, a restart or an
+// update. Without it and without an error, nothing came back: only then is it the first start.
+func comeBack(ctx context.Context, client *holdfast.Client, hold bool) (*holdfast.Committed, error) {
+	if hold {
+		committed, err := client.Reclaim(ctx, sessionName)
+		if errors.Is(err, holdfast.ErrNoSuchSession) {
+			return nil, nil
+		}
+		return committed, err
+	}
 	restored, err := holdfast.Restored(ctx, client)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
 	for _, committed := range restored {
-		if committed.Name() != sessionName {
-			committed.Close()
-			continue
+		if committed.Name() == sessionName {
+			return committed, nil
 		}
-		came := "store"
-		if committed.Incoming() {
-			came = "update"
-		}
-		files, err := committed.Retrieve()
-		if err != nil {
-			return nil, nil, "", err
-		}
-		pages, err := openNotes(files[fileName])
-		if err != nil {
-			return nil, nil, "", err
-		}
-		session, err := holdfast.Renew(ctx, client, committed, holdfast.WithProgress(func(step holdfast.RenewStep) {
-			daemon.SdNotify(false, "STATUS=renewing: "+string(step))
-			dieAfter(string(step))
-		}))
-		return pages, session, came, err
+		committed.Close()
 	}
-	return nil, nil, "", nil
+	return nil, nil
+}
+
+// goOn takes up what was committed. It ends with a session for the next update.
+func goOn(ctx context.Context, client *holdfast.Client, committed *holdfast.Committed, hold bool) (*notes, *holdfast.Session, error) {
+	files, err := committed.Retrieve()
+	if err != nil {
+		return nil, nil, err
+	}
+	pages, err := openNotes(files[fileName])
+	if err != nil {
+		return nil, nil, err
+	}
+	options := []holdfast.RenewOption{holdfast.WithProgress(func(step holdfast.RenewStep) {
+		daemon.SdNotify(false, "STATUS=renewing: "+string(step))
+		dieAfter(string(step))
+	})}
+	if hold {
+		options = append(options, holdfast.WithoutStore())
+	}
+	session, err := holdfast.Renew(ctx, client, committed, options...)
+	return pages, session, err
 }
 
 // ask sends one request and prints the answer.

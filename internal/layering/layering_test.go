@@ -42,6 +42,13 @@ var layers = map[string][]string{
 	"internal/policy":       {"internal/peer"},
 	"internal/orchestrator": {"api", "internal/fd", "internal/name", "internal/peer", "internal/policy", "internal/varlink", "liveupdate"},
 
+	// The emulator, which a test can use without the rest.
+	"internal/luosim/luo":     {},
+	"internal/luosim/handle":  {},
+	"internal/luosim/notify":  {},
+	"internal/luosim/machine": {"internal/luosim/luo", "internal/luosim/handle", "internal/luosim/notify"},
+	"luosim":                  {"internal/luosim/machine"},
+
 	".": {"internal/fd", "internal/name", "internal/peer", "internal/systemd", "internal/varlink", "liveupdate"},
 }
 
@@ -52,7 +59,7 @@ var kernel = []string{
 	// It puts descriptors where the command that it becomes wants them.
 	"cmd/holdfast",
 	// Tools for tests, and programs that show how the library is used.
-	"internal/hfvm", "cmd/hfvm", "examples", "demo", "test",
+	"luosim", "internal/luosim", "internal/hfvm", "cmd/hfvm", "examples", "demo", "test",
 }
 
 // imports are those of the non-test files, for all operating systems, by the package's directory.

@@ -64,6 +64,7 @@ func placeOf(id peer.Identity) place {
 type Orchestrator struct {
 	Device  liveupdate.Device
 	Cgroups *peer.Cgroups
+	Policy  policy.Policy
 	Version string
 	Log     *slog.Logger
 	// StartOver, unless nil, is called when the last one of a crowd of connections has gone. Go's runtime never gives
@@ -102,6 +103,7 @@ func (o *Orchestrator) Server() *varlink.Server {
 				"Describe": o.describe,
 				"Acquire":  o.acquire,
 				"Identify": o.identify,
+				"Reclaim":  o.reclaim,
 			},
 		}},
 		Admit: o.admit,
@@ -254,24 +256,24 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 	if err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
-	rule, err := policy.Allow(id)
+	grant, err := o.Policy.Allow(id)
 	if err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
 	if err := o.checkName(ctx, in.Name); err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
-	made, done, err := o.create(ctx, name.Kernel(id.Owner, in.Name))
+	made, done, err := o.create(ctx, name.Kernel(grant.Owner, in.Name))
 	if err != nil {
 		return nil, o.refuse(id, in.Name, err)
 	}
-	o.Log.Info("handed out a session", "owner", id.Owner, "name", in.Name, "kernelName", made.Name(),
-		"pid", id.PID, "uid", id.UID, "rule", rule)
+	o.Log.Info("handed out a session", "owner", grant.Owner, "name", in.Name, "kernelName", made.Name(),
+		"pid", id.PID, "uid", id.UID, "rule", grant.Rule)
 	return &varlink.Reply{
 		Parameters: struct {
 			Session               session `json:"session"`
 			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
-		}{Session: session{Name: in.Name, Owner: id.Owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
+		}{Session: session{Name: in.Name, Owner: grant.Owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
 		FDs:  []*fd.FD{fd.New(made.Disown())},
 		Done: done,
 	}, nil
@@ -311,6 +313,70 @@ func (o *Orchestrator) create(ctx context.Context, kernelName string) (made *liv
 	}, nil
 }
 
+// file is io.holdfast.Sessions.File.
+type file struct {
+	Name           string `json:"name"`
+	FileDescriptor int    `json:"fileDescriptor"`
+}
+
+// reclaim gives a session back. After the kexec the kernel is the store: it has whatever nobody has retrieved.
+//
+// There is no copy that stays here, so from the answer on the session is the client's alone.
+func (o *Orchestrator) reclaim(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
+	var in struct {
+		Name      string   `json:"name"`
+		Direction *string  `json:"direction"`
+		Subject   *subject `json:"subject"`
+	}
+	if err := call.Parameters(&in); err != nil {
+		return nil, err
+	}
+	outgoing := false
+	if in.Direction != nil {
+		outgoing = *in.Direction == liveupdate.Outgoing.String()
+		if !outgoing && *in.Direction != liveupdate.Incoming.String() {
+			return nil, varlink.InvalidParameter("direction")
+		}
+	}
+	id, err := o.who(call, in.Subject)
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	grant, err := o.Policy.Allow(id)
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	if err := o.checkName(ctx, in.Name); err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	if outgoing {
+		return nil, visible(in.Name, errNothingParked)
+	}
+	back, err := o.Device.Retrieve(ctx, name.Kernel(grant.Owner, in.Name))
+	if errors.Is(err, liveupdate.ErrNoSuchSession) {
+		return nil, visible(in.Name, err) // as at every first start: nothing for the log
+	}
+	if err != nil {
+		return nil, o.refuse(id, in.Name, err)
+	}
+	o.Log.Info("gave back a session", "owner", grant.Owner, "name", in.Name, "kernelName", back.Name(),
+		"pid", id.PID, "uid", id.UID, "rule", grant.Rule)
+	return &varlink.Reply{
+		Parameters: struct {
+			Session               session `json:"session"`
+			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
+			Files                 []file  `json:"files"`
+		}{
+			Session: session{Name: in.Name, Owner: grant.Owner, KernelName: back.Name(), Direction: liveupdate.Incoming.String()},
+			Files:   []file{}, // they are in the session, for the one who is to pay for the memory
+		},
+		FDs: []*fd.FD{fd.New(back.Disown())},
+	}, nil
+}
+
+// errNothingParked is a session of this kernel that the orchestrator doesn't have: it keeps none.
+var errNothingParked = errors.New("no session of this kernel is parked here")
+
 func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
 	var in struct {
 		SessionFileDescriptor int      `json:"sessionFileDescriptor"`
@@ -343,8 +409,8 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 	}{Session: session{KernelName: asked.Name(), Direction: direction.String()}}
 	digest, portion, ok := name.Parse(asked.Name())
 	reply.Session.Name, reply.Session.Foreign = portion, !ok
-	if ok && id.Owner != "" && digest == name.Digest(id.Owner) {
-		reply.Session.Owner, reply.Yours = id.Owner, true
+	if owner := o.Policy.Owner(id); ok && owner != "" && digest == name.Digest(owner) {
+		reply.Session.Owner, reply.Yours = owner, true
 	}
 	return &varlink.Reply{Parameters: reply}, nil
 }
@@ -353,7 +419,7 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 func (o *Orchestrator) who(call *varlink.Call, subject *subject) (peer.Identity, error) {
 	id, err := call.Peer.(*peer.Process).Identity()
 	if err == nil && subject != nil {
-		err = &policy.Denial{Reason: "no rule lets " + id.Owner + " act for others", Rule: policy.BuiltIn}
+		err = &policy.Denial{Reason: "no rule lets " + o.Policy.Owner(id) + " act for others", Rule: policy.BuiltIn}
 	}
 	return id, err
 }
@@ -376,7 +442,7 @@ func (o *Orchestrator) refuse(id peer.Identity, name string, err error) error {
 	if errors.As(err, &denial) {
 		rule = denial.Rule
 	}
-	o.Log.Warn("refused a session", "owner", id.Owner, "name", name, "pid", id.PID, "uid", id.UID,
+	o.Log.Warn("refused a session", "owner", o.Policy.Owner(id), "name", name, "pid", id.PID, "uid", id.UID,
 		"cgroup", id.Cgroup, "rule", rule, "reason", err.Error())
 	return visible(name, err)
 }
@@ -402,6 +468,8 @@ func visible(n string, err error) error {
 		return reply("NameInvalid", map[string]string{"name": invalid.Name, "reason": invalid.Reason})
 	case errors.Is(err, liveupdate.ErrNotASession):
 		return reply("NotASession", nil)
+	case errors.Is(err, liveupdate.ErrNoSuchSession), errors.Is(err, errNothingParked):
+		return reply("NoSuchSession", map[string]string{"name": n})
 	case errors.Is(err, liveupdate.ErrNameTaken):
 		return reply("NameTaken", map[string]string{"name": n})
 	case errors.As(err, &busy):

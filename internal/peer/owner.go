@@ -40,6 +40,17 @@ func Outermost(cgroup string) string {
 	return ""
 }
 
+// UnitPath returns the part of a cgroup's path that ends with the innermost unit, or "".
+func UnitPath(cgroup string) string {
+	components := strings.Split(cgroup, "/")
+	for i := len(components) - 1; i >= 0; i-- {
+		if runsProcesses(strings.TrimPrefix(components[i], "_")) {
+			return strings.Join(components[:i+1], "/")
+		}
+	}
+	return ""
+}
+
 // runsProcesses tells whether a name is a valid one of a unit of the kinds that processes live in
 // (unit_name_is_valid, src/basic/unit-name.c, systemd 262).
 func runsProcesses(name string) bool {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -58,7 +59,7 @@ func (c *Cgroups) FromConn(conn *net.UnixConn) (*Process, error) {
 		if errors.Is(pidfdErr, unix.ESRCH) || errors.Is(pidfdErr, unix.EINVAL) {
 			return nil, ErrGone
 		}
-		return nil, fmt.Errorf("SO_PEERPIDFD: %w", pidfdErr)
+		return nil, fmt.Errorf("SO_PEERPIDFD: %w (Linux 6.5 or newer is needed)", pidfdErr)
 	}
 	return &Process{pidfd: fd.New(pidfd), uid: cred.Uid, cgroups: c}, nil
 }
@@ -68,13 +69,15 @@ func (p *Process) Identity() (Identity, error) {
 	id := Identity{UID: p.uid}
 	err := p.pidfd.Use(func(pidfd int) error {
 		// The cgroup that a process had when it ended says nothing: its descriptors live on elsewhere.
-		poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(poll, 0); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("poll of a pidfd: %w", err)
-		} else if n > 0 {
-			return ErrGone
+		if err := alive(pidfd); err != nil {
+			return err
 		}
 		info, err := pidfdInfo(pidfd)
+		if errors.Is(err, errNoInfo) || err == nil && p.cgroups.mount == "" {
+			id.PID, id.Cgroup, err = byPID(pidfd)
+			id.Owner = Owner(id.Cgroup)
+			return err
+		}
 		if err != nil {
 			return err
 		}
@@ -89,14 +92,95 @@ func (p *Process) Identity() (Identity, error) {
 // Close lets go of the process.
 func (p *Process) Close() error { return p.pidfd.Close() }
 
+// alive says ErrGone of a process that has ended.
+func alive(pidfd int) error {
+	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, 0); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("poll of a pidfd: %w", err)
+	} else if n > 0 {
+		return ErrGone
+	}
+	return nil
+}
+
+// errNoInfo says that the kernel is older than 6.13. None with a Live Update Orchestrator is, but an emulated one may
+// run on it.
+var errNoInfo = errors.New("the kernel has no PIDFD_GET_INFO")
+
+// byPID reads the cgroup by PID, and makes sure afterwards that the PID still was that process's: as long as it isn't
+// reaped, nobody else gets it.
+func byPID(pidfd int) (pid int, cgroup string, err error) {
+	fdinfo, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	if err != nil {
+		return 0, "", err
+	}
+	if pid = parseFdinfo(string(fdinfo)); pid <= 0 {
+		return 0, "", ErrGone // or it is in no PID namespace below this one
+	}
+	data, readErr := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err := alive(pidfd); err != nil {
+		return 0, "", err
+	}
+	if readErr != nil {
+		return pid, "", readErr
+	}
+	path, ok := parseCgroup(data)
+	if !ok {
+		return pid, "", fmt.Errorf("/proc/%d/cgroup has no line of the v2 hierarchy", pid)
+	}
+	// It would name no unit any more (proc_cgroup_show, kernel/cgroup/cgroup.c, Linux 7.2).
+	if strings.HasSuffix(path, " (deleted)") {
+		return pid, "", fmt.Errorf("the cgroup of process %d was removed: %s", pid, path)
+	}
+	return pid, path, nil
+}
+
+// parseFdinfo returns the PID in the text of a pidfd's /proc/self/fdinfo, or 0 (pidfd_show_fdinfo, fs/pidfs.c, Linux
+// 7.2: -1 for one that has ended).
+func parseFdinfo(fdinfo string) int {
+	for line := range strings.Lines(fdinfo) {
+		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, _ := strconv.Atoi(strings.TrimSpace(value))
+			return pid
+		}
+	}
+	return 0
+}
+
+// OverflowUID is what those uids look like that this process's user namespace doesn't know; nil if it knows all.
+func OverflowUID() (*uint32, error) {
+	uidMap, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil || knowsAllUIDs(string(uidMap)) {
+		return nil, err
+	}
+	data, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32)
+	uid := uint32(n)
+	return &uid, err
+}
+
+// knowsAllUIDs tells it from the text of uid_map (user_namespaces(7)): as in the initial namespace, one range has all
+// that there are.
+func knowsAllUIDs(uidMap string) bool {
+	fields := strings.Fields(uidMap)
+	return len(fields) == 3 && fields[0] == "0" && fields[2] == "4294967295"
+}
+
 func pidfdInfo(pidfd int) (*unix.PidfdInfo, error) {
 	info := &unix.PidfdInfo{Mask: unix.PIDFD_INFO_PID | unix.PIDFD_INFO_CGROUPID}
 	err := ioctlPidfdInfo(pidfd, info)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, ErrGone
 	}
+	// EINVAL in 6.11 and 6.12, which have ioctls for namespaces on a pidfd (pidfd_ioctl, fs/pidfs.c).
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+		return nil, errNoInfo
+	}
 	if err != nil {
-		return nil, fmt.Errorf("PIDFD_GET_INFO: %w (Linux 6.13 or newer is needed)", err)
+		return nil, fmt.Errorf("PIDFD_GET_INFO: %w", err)
 	}
 	if info.Mask&unix.PIDFD_INFO_CGROUPID == 0 {
 		return nil, errors.New("PIDFD_GET_INFO: the kernel did not tell the cgroup")
@@ -108,7 +192,7 @@ func pidfdInfo(pidfd int) (*unix.PidfdInfo, error) {
 // (kernfs ids, fs/kernfs/dir.c, Linux 7.2: generation and inode number), and a v2 cgroup can't be renamed, so what
 // was found stays true. Safe for concurrent use.
 type Cgroups struct {
-	mount string
+	mount string // "" where none is: each process is asked about by PID then
 
 	mu    sync.Mutex
 	known map[uint64]cgroup
@@ -119,10 +203,10 @@ type cgroup struct{ path, owner string }
 // cgroupsRemembered bounds the paths that are kept; past it they are looked up anew.
 const cgroupsRemembered = 1024
 
-// FindCgroups looks for the v2 hierarchy.
+// FindCgroups looks for the v2 hierarchy. In a container it may not be mounted.
 func FindCgroups() (*Cgroups, error) {
 	mount, err := CgroupMount()
-	if err != nil {
+	if err != nil && !errors.Is(err, errNotMounted) {
 		return nil, err
 	}
 	return &Cgroups{mount: mount, known: map[uint64]cgroup{}}, nil
@@ -150,6 +234,8 @@ func OwnCgroup() (string, error) {
 	return path, nil
 }
 
+var errNotMounted = errors.New("no cgroup v2 hierarchy is mounted")
+
 // parseMountinfo returns where the root of the v2 hierarchy is mounted (proc_pid_mountinfo(5)).
 func parseMountinfo(mountinfo string) (string, error) {
 	for line := range strings.Lines(mountinfo) {
@@ -159,7 +245,7 @@ func parseMountinfo(mountinfo string) (string, error) {
 			return fields[4], nil
 		}
 	}
-	return "", errors.New("no cgroup v2 hierarchy is mounted, and who asks is told by it; mount one on /sys/fs/cgroup")
+	return "", errNotMounted
 }
 
 // find returns the cgroup that info speaks of.

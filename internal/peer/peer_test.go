@@ -61,6 +61,46 @@ func TestOwner(t *testing.T) {
 	}
 }
 
+func TestUnitPath(t *testing.T) {
+	for cgroup, want := range map[string]string{
+		"/":                            "",
+		"/system.slice":                "",
+		"/system.slice/vmm.service":    "/system.slice/vmm.service",
+		"/system.slice/_a.service/sub": "/system.slice/_a.service",
+		"/user.slice/user@1000.service/app.slice/terminal.scope": "/user.slice/user@1000.service/app.slice/terminal.scope",
+	} {
+		if got := UnitPath(cgroup); got != want {
+			t.Errorf("UnitPath(%q) = %q, want %q", cgroup, got, want)
+		}
+	}
+}
+
+func TestParseFdinfo(t *testing.T) {
+	for fdinfo, want := range map[string]int{
+		"pos:\t0\nflags:\t02000002\nPid:\t1234\nNSpid:\t1234\n": 1234,
+		"pos:\t0\nPid:\t-1\n": -1,
+		"pos:\t0\n":           0,
+	} {
+		if got := parseFdinfo(fdinfo); got != want {
+			t.Errorf("%q: %d, want %d", fdinfo, got, want)
+		}
+	}
+}
+
+func TestKnowsAllUIDs(t *testing.T) {
+	for uidMap, want := range map[string]bool{
+		"         0          0 4294967295\n": true,
+		"         0       1000          1\n": false,
+		"         0     100000      65536\n": false,
+		"0 1000 1\n1 100000 65536\n":         false,
+		"":                                   false,
+	} {
+		if got := knowsAllUIDs(uidMap); got != want {
+			t.Errorf("%q: %v", uidMap, got)
+		}
+	}
+}
+
 func TestParseMountinfo(t *testing.T) {
 	const unified = "24 19 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 	const hybrid = "30 25 0:27 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n" +
@@ -105,46 +145,21 @@ func TestIdentity(t *testing.T) {
 		}
 		t.Cleanup(func() { os.Remove(cgroups.mount + dir) })
 	}
-	path := filepath.Join(t.TempDir(), "socket")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-
 	dir, err := os.Open(cgroups.mount + first)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	child := exec.Command("/proc/self/exe")
-	child.Env = []string{"PEER_TEST_CONNECT=" + path}
-	child.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	stdin, err := child.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stdin.Close()
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := listener.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	process, err := cgroups.FromConn(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer process.Close()
+	child, process := connected(t, cgroups, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())})
+	older := &Process{pidfd: process.pidfd, cgroups: &Cgroups{}}
 
 	check := func(cgroup, owner string) {
 		t.Helper()
-		id, err := process.Identity()
 		want := Identity{PID: child.Process.Pid, UID: 0, Cgroup: cgroup, Owner: owner}
-		if err != nil || id != want {
-			t.Errorf("%+v, %v; want %+v", id, err, want)
+		for _, p := range []*Process{process, older} {
+			if id, err := p.Identity(); err != nil || id != want {
+				t.Errorf("%+v, %v; want %+v", id, err, want)
+			}
 		}
 	}
 	check(first, "/first.service")
@@ -156,7 +171,64 @@ func TestIdentity(t *testing.T) {
 
 	child.Process.Kill()
 	child.Wait()
+	for _, p := range []*Process{process, older} {
+		if id, err := p.Identity(); !errors.Is(err, ErrGone) {
+			t.Errorf("after its death: %+v, %v", id, err)
+		}
+	}
+}
+
+// TestOlderKernelsAndContainers: where the kernel has no numbers of cgroups, or no hierarchy is mounted, a process is the
+// same one as anywhere.
+func TestOlderKernelsAndContainers(t *testing.T) {
+	own, err := OwnCgroup()
+	if err != nil {
+		t.Skip(err)
+	}
+	child, process := connected(t, &Cgroups{}, nil)
+	want := Identity{PID: child.Process.Pid, UID: uint32(os.Geteuid()), Cgroup: own, Owner: Owner(own)}
+	if id, err := process.Identity(); err != nil || id != want {
+		t.Errorf("%+v, %v; want %+v", id, err, want)
+	}
+	child.Process.Kill()
+	child.Wait()
 	if id, err := process.Identity(); !errors.Is(err, ErrGone) {
 		t.Errorf("after its death: %+v, %v", id, err)
 	}
+	if pid, cgroup, err := byPID(process.pidfd.Raw()); !errors.Is(err, ErrGone) {
+		t.Errorf("after its death: %d, %q, %v", pid, cgroup, err)
+	}
+}
+
+// connected starts a process that connects, and takes hold of it.
+func connected(t *testing.T, cgroups *Cgroups, attr *syscall.SysProcAttr) (*exec.Cmd, *Process) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "socket")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	child := exec.Command("/proc/self/exe")
+	child.Env = []string{"PEER_TEST_CONNECT=" + path}
+	child.SysProcAttr = attr
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close() })
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := listener.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	process, err := cgroups.FromConn(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { process.Close() })
+	return child, process
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Package policy says who may have sessions. There is one rule so far, the built-in one; what it doesn't match is
-// denied.
+// Package policy answers: may it, and in whose name. There is one rule so far, the built-in one, and a switch for where
+// there are no units; what neither matches is denied.
 package policy
 
 import (
@@ -11,8 +11,11 @@ import (
 	"github.com/holdfast-project/holdfast/internal/peer"
 )
 
-// BuiltIn is the name of the last rule, in errors and in the log.
-const BuiltIn = "built-in"
+// The names of the rules, in errors and in the log.
+const (
+	BuiltIn = "built-in"
+	ByUID   = "uid-owners"
+)
 
 // Denial is why somebody may not have a session. Its text is for whoever asked.
 type Denial struct {
@@ -29,15 +32,72 @@ func (n *NoOwner) Error() string {
 	return fmt.Sprintf("the cgroup %q names no unit, so a session could belong to nobody; run this as a .service", n.Cgroup)
 }
 
-// Allow returns the name of the rule that lets id have sessions under its own owner, or a *NoOwner or *Denial.
+// Policy decides. The zero value has the built-in rule alone.
+type Policy struct {
+	// UIDOwners, unless nil, lets processes outside any unit have sessions too.
+	UIDOwners *UIDOwners
+}
+
+// UIDOwners is the rule that gives all processes of a uid N that are outside any unit one owner, uid/N. It comes after
+// the built-in one, and changes nothing for a process inside a unit.
 //
-// The built-in rule: exactly one unit, a .service below slices only and outside user.slice, and uid 0.
-func Allow(id peer.Identity) (rule string, err error) {
-	if id.Owner == "" {
-		return "", &NoOwner{id.Cgroup}
+// The unit that the daemon itself runs in doesn't count: a daemon that somebody started in a login session is there
+// for what runs in that session beside it, as in a cgroup namespace of its own. A daemon in a service of its own is alone
+// in there.
+type UIDOwners struct {
+	// Unit is the cgroup of the daemon's own unit, see [peer.UnitPath]; "" outside any.
+	Unit string
+	// Overflow is the uid that stands for all those that the daemon's user namespace doesn't know; nil where it knows
+	// all.
+	Overflow *uint32
+}
+
+// Grant is a yes.
+type Grant struct {
+	Owner string // whom sessions are made for, and given back to
+	Rule  string // that decided
+}
+
+// Allow decides whether id may have sessions; else the error is a *NoOwner or *Denial.
+func (p *Policy) Allow(id peer.Identity) (Grant, error) {
+	err := builtIn(id)
+	if err == nil {
+		return Grant{id.Owner, BuiltIn}, nil
 	}
-	deny := func(format string, args ...any) (string, error) {
-		return "", &Denial{Reason: fmt.Sprintf(format, args...), Rule: BuiltIn}
+	if p.UIDOwners == nil || !p.UIDOwners.match(id) {
+		return Grant{}, err
+	}
+	if o := p.UIDOwners.Overflow; o != nil && id.UID == *o {
+		return Grant{}, &Denial{Reason: fmt.Sprintf("uid %d stands for every user that holdfastd's user namespace doesn't know, so nothing can belong to it", id.UID), Rule: ByUID}
+	}
+	return Grant{fmt.Sprintf("uid/%d", id.UID), ByUID}, nil
+}
+
+// Owner is whom id's sessions belong to, whether it may have any or not. "" is nobody.
+func (p *Policy) Owner(id peer.Identity) string {
+	if grant, err := p.Allow(id); err == nil {
+		return grant.Owner
+	}
+	return id.Owner
+}
+
+// match tells whether id is outside any unit.
+func (u *UIDOwners) match(id peer.Identity) bool {
+	below, beside := strings.CutPrefix(id.Cgroup, u.Unit)
+	if u.Unit != "" && beside && (below == "" || below[0] == '/') {
+		return peer.Owner(below) == ""
+	}
+	return id.Owner == ""
+}
+
+// builtIn is the last rule of any policy: exactly one unit, a .service below slices only and outside user.slice, and
+// uid 0.
+func builtIn(id peer.Identity) error {
+	if id.Owner == "" {
+		return &NoOwner{id.Cgroup}
+	}
+	deny := func(format string, args ...any) error {
+		return &Denial{Reason: fmt.Sprintf(format, args...), Rule: BuiltIn}
 	}
 	unit := strings.TrimPrefix(id.Owner, "/")
 	// A container's cgroup may name units too, of a manager of its own: /docker/ID/system.slice/vmm.service.
@@ -59,5 +119,5 @@ func Allow(id peer.Identity) (rule string, err error) {
 	case id.UID != 0:
 		return deny("uid %d of %s: only uid 0 may have sessions", id.UID, unit)
 	}
-	return BuiltIn, nil
+	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/luosim/luo"
 )
 
 const devicePath = "/dev/liveupdate"
@@ -205,19 +207,7 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 			return fails(unix.EINVAL)
 		}
 	}
-	fd, numeric := strconv.ParseUint(path.Base(name), 10, 31)
-	if numeric != nil || b.handles.Empty() {
-		return cont
-	}
-	dir := path.Dir(c.absolute(dirArg, name))
-	if path.Base(dir) != "fd" {
-		return cont
-	}
-	pid := c.owner(dir)
-	if pid == 0 {
-		return cont
-	}
-	h := b.handles.Of(pid, int32(fd))
+	h := b.linked(c, dirArg, name)
 	var link string
 	switch {
 	case h == nil:
@@ -243,6 +233,23 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 		return fails(err)
 	}
 	return gives(int64(len(text)))
+}
+
+// linked is what the link of a descriptor in /proc leads to, if that is a session or the device, and nil if it isn't.
+func (b *boot) linked(c *call, dirArg int, name string) luo.Handle {
+	fd, err := strconv.ParseUint(path.Base(name), 10, 31)
+	if err != nil || b.handles.Empty() {
+		return nil
+	}
+	dir := path.Dir(c.absolute(dirArg, name))
+	if path.Base(dir) != "fd" {
+		return nil
+	}
+	pid := c.owner(dir)
+	if pid == 0 {
+		return nil
+	}
+	return b.handles.Of(pid, int32(fd))
 }
 
 // owner is the process of a directory .../fd in /proc, by its number here; 0 if it is none.
@@ -290,15 +297,18 @@ func (b *boot) statTarget(c *call, dirArg, pathArg int, flags int32) string {
 			return ""
 		}
 	}
+	if flags&unix.AT_SYMLINK_NOFOLLOW == 0 && !b.handles.Empty() {
+		if name, err := c.text(c.Args[pathArg]); err == 0 {
+			if h := b.linked(c, dirArg, name); h != nil && b.kernel.IsDevice(h) {
+				return devicePath
+			}
+		}
+	}
 	return b.target(c, dirArg, pathArg)
 }
 
-func (b *boot) stat(c *call, dirArg, pathArg, bufArg, flagsArg int) verdict {
-	// Order of the arguments: directory, path, buffer, flags.
-	var flags int32
-	if flagsArg != none {
-		flags = c.argInt(flagsArg)
-	}
+// stat is for all calls that fill a struct stat.
+func (b *boot) stat(c *call, dirArg, pathArg, bufArg int, flags int32) verdict {
 	target := b.statTarget(c, dirArg, pathArg, flags)
 	if target == "" {
 		return cont

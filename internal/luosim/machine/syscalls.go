@@ -52,7 +52,7 @@ var handlers = slices.Concat(compatHandlers, archHandlers, []handler{
 	{rule(unix.SYS_FACCESSAT), func(b *boot, c *call) verdict { return b.access(c, 0, 1, 2) }},
 	{rule(unix.SYS_FACCESSAT2), func(b *boot, c *call) verdict { return b.access(c, 0, 1, 2) }},
 	{rule(unix.SYS_READLINKAT), func(b *boot, c *call) verdict { return b.readlink(c, 0, 1, 2) }},
-	{rule(sysNewfstatat), func(b *boot, c *call) verdict { return b.stat(c, 0, 1, 2, 3) }},
+	{rule(sysNewfstatat), func(b *boot, c *call) verdict { return b.stat(c, 0, 1, 2, c.argInt(3)) }},
 	{rule(unix.SYS_STATX), (*boot).statx},
 
 	// Sessions and the device, opened.

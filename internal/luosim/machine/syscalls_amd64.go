@@ -23,7 +23,7 @@ var archHandlers = []handler{
 	}},
 	{rule(unix.SYS_ACCESS), func(b *boot, c *call) verdict { return b.access(c, none, 0, 1) }},
 	{rule(unix.SYS_READLINK), func(b *boot, c *call) verdict { return b.readlink(c, none, 0, 1) }},
-	{rule(unix.SYS_STAT), func(b *boot, c *call) verdict { return b.stat(c, none, 0, 1, none) }},
-	{rule(unix.SYS_LSTAT), func(b *boot, c *call) verdict { return b.stat(c, none, 0, 1, none) }},
+	{rule(unix.SYS_STAT), func(b *boot, c *call) verdict { return b.stat(c, none, 0, 1, 0) }},
+	{rule(unix.SYS_LSTAT), func(b *boot, c *call) verdict { return b.stat(c, none, 0, 1, unix.AT_SYMLINK_NOFOLLOW) }},
 	{rule(unix.SYS_POLL), (*boot).poll},
 }

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// machine is where the story happens. What is read from it is what the script prints.
+type machine struct {
+	io.Reader
+	cmd *exec.Cmd
+	dir string // all that it needs, and nothing else needs
+}
+
+// start starts the machine that command makes of a new directory.
+func start(ctx context.Context, command func(ctx context.Context, dir string) (*exec.Cmd, error)) (*machine, error) {
+	dir, err := os.MkdirTemp("", "holdfast-demo-")
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{dir: dir}
+	if m.cmd, err = command(ctx, dir); err == nil {
+		// It ends what runs in it, given the time.
+		m.cmd.Cancel = func() error { return m.cmd.Process.Signal(syscall.SIGTERM) }
+		m.cmd.WaitDelay = 20 * time.Second
+		m.cmd.Stderr = os.Stderr
+		if m.Reader, err = m.cmd.StdoutPipe(); err == nil {
+			err = m.cmd.Start()
+		}
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	return m, nil
+}
+
+// stop ends the machine if it still runs.
+func (m *machine) stop() {
+	if m.cmd.ProcessState == nil {
+		m.cmd.Cancel()
+		m.cmd.Wait()
+	}
+	os.RemoveAll(m.dir)
+}
+
+// emulated is the script on luosim. Everything that it runs has dir as its working directory, and sockets have names
+// relative to that: the whole path may be longer than the 108 bytes of a socket's.
+func emulated(word string) func(context.Context, string) (*exec.Cmd, error) {
+	return func(ctx context.Context, dir string) (*exec.Cmd, error) {
+		here, err := os.Getwd()
+		if err != nil {
+			return nil, err
+		}
+		bin := filepath.Join(here, "bin")
+		cmd := exec.CommandContext(ctx, filepath.Join(bin, "luosim"), "run", "--", "/bin/sh", filepath.Join(here, "demo/story.sh"))
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(),
+			"PATH="+strings.Join([]string{filepath.Join(here, "demo/luosim"), bin, os.Getenv("PATH")}, ":"),
+			"HOLDFAST_ADDRESS=io.holdfast",
+			"NOTEBOOK_SOCKET=notebook",
+			"HOLDFAST_DEMO_WORD="+word)
+		return cmd, nil
+	}
+}
+
+// virtual is the script on real kernels and systemd, in QEMU.
+func virtual(word string) func(context.Context, string) (*exec.Cmd, error) {
+	return func(ctx context.Context, dir string) (*exec.Cmd, error) {
+		for _, command := range [][]string{
+			{"make", "-s", "install", "DESTDIR=" + dir},
+			{"install", "-D", "bin/notebook", dir + "/usr/bin/notebook"},
+			{"install", "-D", "-m", "0644", "examples/notebook/notebook.service", dir + "/usr/lib/systemd/system/notebook.service"},
+		} {
+			cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+			cmd.Stderr = os.Stderr
+			if err := cmd.Run(); err != nil {
+				return nil, fmt.Errorf("%s: %w", strings.Join(command, " "), err)
+			}
+		}
+		return exec.CommandContext(ctx, "bin/hfvm", "run", "--kernel", "7.2", "--next-kernel", "7.3", "--os", "forky", "--quiet-console",
+			"--add", dir+":/", "--env", "HOLDFAST_DEMO_WORD="+word, "--timeout", "600", "demo/story.sh"), nil
+	}
+}
