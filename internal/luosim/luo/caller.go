@@ -17,6 +17,8 @@ type Caller interface {
 	File(fd int32) (int, unix.Errno)
 	// Room tells whether the task may have one more descriptor.
 	Room() bool
+	// Lowest is the number that the next descriptor gets.
+	Lowest() int32
 	// Install gives the task a duplicate of the file, with FD_CLOEXEC.
 	Install(fd int) (int32, unix.Errno)
 }
@@ -113,6 +115,8 @@ func (a *argument) setName(name string) {
 func (a *argument) answer(fd int, undo func()) unix.Errno {
 	// The number is only known once the file is there, and then there is no way back: the structure is tried first.
 	if err := a.respond(); err != 0 {
+		a.setFD(a.caller.Lowest())
+		a.respond() // as far as it can be written
 		undo()
 		return err
 	}

@@ -25,6 +25,13 @@ const (
 // IoctlType is the type byte of all of them.
 const IoctlType = ioctlType
 
+// Both sides look at the number of an ioctl before its type. These masks and values are those of the numbers that they
+// know, and of few others; the rest gives EINVAL.
+const (
+	DeviceNumbers, DeviceNumber   = 0xfe, createSession
+	SessionNumbers, SessionNumber = 0xfc, sessionBase
+)
+
 func number(cmd uint32) uint32 { return cmd & 0xff }
 
 // isPlain tells whether it is an _IO(), without size and direction.

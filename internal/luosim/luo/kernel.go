@@ -41,14 +41,15 @@ type Kernel struct {
 	incoming  []*Session
 	preserved map[inode]*file // luo_preserved_files
 	sessions  map[Handle]*Session
-	sweepAt   int // so many sessions
+	retrieved map[inode]bool // files that were made by RETRIEVE_FD
+	sweepAt   int            // so many sessions
 }
 
 // New is the kernel of the first boot.
 func New(features Features, faults Faults, open func() (Handle, int, error)) *Kernel {
 	return &Kernel{
 		features: features, faults: faults, open: open,
-		preserved: map[inode]*file{}, sessions: map[Handle]*Session{},
+		preserved: map[inode]*file{}, sessions: map[Handle]*Session{}, retrieved: map[inode]bool{},
 	}
 }
 
@@ -89,6 +90,12 @@ func (k *Kernel) IsDevice(h Handle) bool { return h == k.device }
 
 // Session is the session that the file stands for, or nil.
 func (k *Kernel) Session(h Handle) *Session { return k.sessions[h] }
+
+// FileLink is what the link of a descriptor in /proc reads, if the file was made by RETRIEVE_FD: it has an empty name,
+// and none of the prefix that memfd_create() gives (memfd_luo_retrieve() in mm/memfd_luo.c).
+func (k *Kernel) FileLink(dev, ino uint64) (link string, ok bool) {
+	return "/ (deleted)", k.retrieved[inode{dev, ino}]
+}
 
 // sweepSometimes keeps the number of sessions that nobody holds any more below that of the others.
 func (k *Kernel) sweepSometimes() {

@@ -68,22 +68,32 @@ func (f *file) preserve() unix.Errno {
 	return 0
 }
 
-// fill gives the file a page everywhere, as memfd_pin_folios() does.
+// fill gives the file a page everywhere, as memfd_pin_folios() does: reading a hole of a shared mapping makes one.
 func (f *file) fill() unix.Errno {
-	fd := f.fd
-	if flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); flags&unix.O_ACCMODE == unix.O_RDONLY {
-		writable, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return 0 // only the number of blocks tells it
-		}
-		defer unix.Close(writable)
-		fd = writable
+	const step = 64 << 20
+	readable, err := reopen(f.fd, unix.O_RDONLY)
+	if err != nil {
+		return 0 // only the number of blocks, and SEEK_DATA, tell it
 	}
-	switch err := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, f.size); err {
-	case unix.ENOMEM, unix.ENOSPC:
-		return unix.ENOMEM
+	defer unix.Close(readable)
+	for at := int64(0); at < f.size; at += step {
+		pages, err := unix.Mmap(readable, at, int(min(step, f.size-at)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		if err != nil {
+			return unix.ENOMEM
+		}
+		unix.Munmap(pages)
 	}
 	return 0
+}
+
+func accessMode(fd int) int {
+	flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return flags & unix.O_ACCMODE
+}
+
+// reopen opens the file another time.
+func reopen(fd, mode int) (int, error) {
+	return unix.Open("/proc/self/fd/"+strconv.Itoa(fd), mode|unix.O_CLOEXEC, 0)
 }
 
 // available is the memory that can be had without swapping, in bytes.
@@ -149,6 +159,15 @@ func (f *file) copyTo(fd int) error {
 
 // copyPages copies in steps, and frees what was copied, so that memory needn't suffice for two copies.
 func copyPages(to, from int, size int64) error {
+	if accessMode(from) != unix.O_RDWR {
+		// What it was preserved by needn't be readable.
+		readable, err := reopen(from, unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(readable)
+		from = readable
+	}
 	const step = 4 << 20
 	buf := make([]byte, min(step, size))
 	for at := int64(0); at < size; {

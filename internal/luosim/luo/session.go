@@ -196,6 +196,7 @@ func (s *Session) restore(f *file) unix.Errno {
 	}
 	f.session = s
 	s.kernel.preserved[f.inode] = f
+	s.kernel.retrieved[f.inode] = true
 	return 0
 }
 

@@ -110,6 +110,9 @@ func (c *Config) supervisor(lifeline int) (*exec.Cmd, error) {
 //
 // The machine is a process of its own below this one: whichever of the two is killed, the other one kills the tree.
 func Run(c Config) (status int, err error) {
+	if err := noGaps(); err != nil {
+		return 1, err
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 1, fmt.Errorf("prctl(PR_SET_CHILD_SUBREAPER): %w", err)
 	}
@@ -148,10 +151,26 @@ func Run(c Config) (status int, err error) {
 			continue
 		case err != nil: // ECHILD
 			return status, nil
+		case ended == pid && ws.Signaled():
+			fmt.Fprintf(c.Log, "luosim: its supervisor was killed (%v): all that ran under it is ended\n", ws.Signal())
+			status = 1
 		case ended == pid:
-			status = shellStatus(ws)
+			status = ws.ExitStatus()
 		}
 		killTree() // what a supervisor left that was killed
+	}
+}
+
+// noGaps opens the standard descriptors that are closed, so that nothing of ours comes to lie there.
+func noGaps() error {
+	for {
+		fd, err := unix.Open("/dev/null", unix.O_RDWR, 0)
+		if err != nil {
+			return fmt.Errorf("/dev/null: %w", err)
+		}
+		if fd > 2 {
+			return unix.Close(fd)
+		}
 	}
 }
 

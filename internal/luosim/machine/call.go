@@ -137,17 +137,20 @@ func (c *call) Room() bool {
 	if st, err := dir.Stat(); err == nil && st.Size() > 0 && uint64(st.Size()) < limit.Cur {
 		return true
 	}
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return true
+	return uint64(c.Lowest()) < limit.Cur
+}
+
+func (c *call) Lowest() int32 {
+	taken := map[string]bool{}
+	entries, _ := os.ReadDir(c.proc("fd"))
+	for _, e := range entries {
+		taken[e.Name()] = true
 	}
-	below := uint64(0)
-	for _, name := range names {
-		if fd, err := strconv.ParseUint(name, 10, 32); err == nil && fd < limit.Cur {
-			below++
+	for fd := int32(0); ; fd++ {
+		if !taken[strconv.Itoa(int(fd))] {
+			return fd
 		}
 	}
-	return below < limit.Cur
 }
 
 func (c *call) Install(fd int) (int32, unix.Errno) {

@@ -318,70 +318,96 @@ func (c *call) pieces(kind int) ([]unix.RemoteIovec, unix.Errno) {
 }
 
 func (b *boot) sendfile(c *call) verdict {
-	return b.move(c, 0, none, 1, 2, 3)
+	return b.move(c, transfer{out: 0, outAt: none, in: 1, inAt: 2, count: 3})
 }
 
-func (b *boot) splice(c *call) verdict { return b.move(c, 2, 3, 0, 1, 4) }
+func (b *boot) splice(c *call) verdict {
+	return b.move(c, transfer{out: 2, outAt: 3, in: 0, inAt: 1, count: 4})
+}
 
-func (b *boot) copyFileRange(c *call) verdict { return b.move(c, 2, 3, 0, 1, 4) }
+func (b *boot) copyFileRange(c *call) verdict {
+	return b.move(c, transfer{out: 2, outAt: 3, in: 0, inAt: 1, count: 4})
+}
 
-// move is for the calls that take bytes from another file. It looks how many there are to be had, and refuses what
-// would go past the end of a preserved file.
-func (b *boot) move(c *call, outArg, outPositionArg, inArg, inPositionArg, countArg int) verdict {
-	own, size, flags, ok := b.frozen(c, c.argInt(outArg))
+// transfer says which arguments of a call are what. Positions are pointers, which may be NULL.
+type transfer struct{ out, outAt, in, inAt, count int }
+
+// move is for the calls that take bytes from another file: of those, what fits is written to a preserved file.
+func (b *boot) move(c *call, t transfer) verdict {
+	own, size, flags, ok := b.frozen(c, c.argInt(t.out))
 	if !ok {
 		return cont
 	}
 	defer unix.Close(own)
-	position, err := unix.Seek(own, 0, io.SeekCurrent)
-	if err != nil || flags&unix.O_APPEND != 0 {
-		return cont // none of these calls writes to such a file
-	}
-	if outPositionArg != none {
-		position = c.position(outPositionArg, position)
-	}
-	count := min(int64(c.Args[countArg]), c.ready(c.argInt(inArg), inPositionArg))
-	if count <= 0 {
+	source, err := c.File(c.argInt(t.in))
+	if err != 0 || flags&unix.O_APPEND != 0 { // none of these calls writes to such a file
 		return cont
 	}
-	switch fits, err := luo.Fits(size, position, count); {
+	defer unix.Close(source)
+	to, toErr := c.position(t.outAt, own)
+	from, fromErr := c.position(t.inAt, source)
+	count := min(int64(c.Args[t.count]), waiting(source, from))
+	if toErr != nil || count <= 0 {
+		return cont
+	}
+	fits, err := luo.Fits(size, to, count)
+	switch {
 	case err != 0:
 		return fails(err)
-	case fits < count:
-		return fails(unix.EPERM)
+	case fits == count:
+		return cont
 	}
-	return cont
+	data := make([]byte, fits)
+	n, readErr := 0, error(nil)
+	if fromErr == nil {
+		n, readErr = unix.Pread(source, data, from)
+	} else {
+		n, readErr = unix.Read(source, data)
+	}
+	if readErr == nil {
+		n, readErr = unix.Pwrite(own, data[:n], to)
+	}
+	if readErr != nil {
+		return fails(readErr.(unix.Errno))
+	}
+	c.moved(t.outAt, own, to+int64(n))
+	if fromErr == nil {
+		c.moved(t.inAt, source, from+int64(n))
+	}
+	return gives(int64(n))
 }
 
-// position is an offset that an argument may point to.
-func (c *call) position(arg int, otherwise int64) int64 {
+// position is what the argument points to, or else the file's own.
+func (c *call) position(arg, fd int) (int64, error) {
 	var b [8]byte
-	if c.Args[arg] == 0 || c.Read(c.Args[arg], b[:]) != 0 {
-		return otherwise
+	if arg != none && c.Args[arg] != 0 && c.Read(c.Args[arg], b[:]) == 0 {
+		return int64(binary.NativeEndian.Uint64(b[:])), nil
 	}
-	return int64(binary.NativeEndian.Uint64(b[:]))
+	return unix.Seek(fd, 0, io.SeekCurrent)
 }
 
-// ready is how many bytes can be had from a file.
-func (c *call) ready(fd int32, positionArg int) int64 {
-	own, err := c.File(fd)
-	if err != 0 {
-		return 0
+// moved writes such a position.
+func (c *call) moved(arg, fd int, position int64) {
+	if arg == none || c.Args[arg] == 0 {
+		unix.Seek(fd, position, io.SeekStart)
+		return
 	}
-	defer unix.Close(own)
+	var b [8]byte
+	binary.NativeEndian.PutUint64(b[:], uint64(position))
+	c.Write(c.Args[arg], b[:])
+}
+
+// waiting is how many bytes can be had from a file at once.
+func waiting(fd int, position int64) int64 {
 	var st unix.Stat_t
-	if unix.Fstat(own, &st) != nil {
+	if unix.Fstat(fd, &st) != nil {
 		return 0
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		at, err := unix.Seek(own, 0, io.SeekCurrent)
-		if err != nil {
-			return 0
-		}
-		return st.Size - c.position(positionArg, at)
+		return st.Size - position
 	}
-	n, ioctlErr := unix.IoctlGetInt(own, unix.TIOCINQ)
-	if ioctlErr != nil {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
 		return 0
 	}
 	return int64(n)

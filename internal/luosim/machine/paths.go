@@ -15,8 +15,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/holdfast-project/holdfast/internal/luosim/luo"
 )
 
 const devicePath = "/dev/liveupdate"
@@ -101,6 +99,14 @@ func (c *call) outside(p string) string {
 
 func (b *boot) openFile(c *call, dirArg, pathArg int, flags uint64) verdict {
 	target := b.target(c, dirArg, pathArg)
+	if target == "" && b.namesDevice(c, dirArg, pathArg) {
+		target = devicePath
+	}
+	if flags&unix.O_TRUNC != 0 {
+		if size, frozen := b.namesFrozen(c, dirArg, pathArg); frozen && size > 0 {
+			return fails(unix.EPERM)
+		}
+	}
 	switch {
 	case target == "" || !c.listener.Valid(&c.Call):
 		return cont
@@ -207,11 +213,22 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 			return fails(unix.EINVAL)
 		}
 	}
-	h := b.linked(c, dirArg, name)
+	pid, fd := c.descriptor(dirArg, name)
+	if pid == 0 {
+		return cont
+	}
+	h := b.handles.Of(pid, fd)
 	var link string
 	switch {
 	case h == nil:
-		return cont
+		var st unix.Stat_t
+		if unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st) != nil {
+			return cont
+		}
+		var ok bool
+		if link, ok = b.kernel.FileLink(st.Dev, st.Ino); !ok {
+			return cont
+		}
 	case b.kernel.IsDevice(h):
 		link = devicePath
 	default:
@@ -235,21 +252,60 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 	return gives(int64(len(text)))
 }
 
-// linked is what the link of a descriptor in /proc leads to, if that is a session or the device, and nil if it isn't.
-func (b *boot) linked(c *call, dirArg int, name string) luo.Handle {
-	fd, err := strconv.ParseUint(path.Base(name), 10, 31)
-	if err != nil || b.handles.Empty() {
-		return nil
+// descriptor is what a path in /proc names, if that is the link of a descriptor: the process by its number here, or 0.
+func (c *call) descriptor(dirArg int, name string) (pid int, fd int32) {
+	n, err := strconv.ParseUint(path.Base(name), 10, 31)
+	if err != nil {
+		return 0, -1
 	}
 	dir := path.Dir(c.absolute(dirArg, name))
 	if path.Base(dir) != "fd" {
-		return nil
+		return 0, -1
 	}
-	pid := c.owner(dir)
+	return c.owner(dir), int32(n)
+}
+
+// namesDevice tells whether a path leads to the opened device by a link in /proc.
+func (b *boot) namesDevice(c *call, dirArg, pathArg int) bool {
+	if b.handles.Empty() {
+		return false
+	}
+	name, err := c.text(c.Args[pathArg])
+	if err != 0 {
+		return false
+	}
+	pid, fd := c.descriptor(dirArg, name)
 	if pid == 0 {
-		return nil
+		return false
 	}
-	return b.handles.Of(pid, int32(fd))
+	h := b.handles.Of(pid, fd)
+	return h != nil && b.kernel.IsDevice(h)
+}
+
+// namesFrozen tells whether a path leads to a preserved file by a link in /proc, and its size.
+func (b *boot) namesFrozen(c *call, dirArg, pathArg int) (size int64, frozen bool) {
+	if !b.kernel.AnyFrozen() {
+		return 0, false
+	}
+	name, err := c.text(c.Args[pathArg])
+	if err != 0 {
+		return 0, false
+	}
+	pid, fd := c.descriptor(dirArg, name)
+	var st unix.Stat_t
+	if pid == 0 || unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st) != nil {
+		return 0, false
+	}
+	return b.kernel.Frozen(st.Dev, st.Ino)
+}
+
+// truncate is for what ftruncate is for.
+func (b *boot) truncate(c *call) verdict {
+	length := int64(c.Args[1])
+	if size, frozen := b.namesFrozen(c, none, 0); frozen && length >= 0 && length != size {
+		return fails(unix.EPERM)
+	}
+	return cont
 }
 
 // owner is the process of a directory .../fd in /proc, by its number here; 0 if it is none.
@@ -297,12 +353,8 @@ func (b *boot) statTarget(c *call, dirArg, pathArg int, flags int32) string {
 			return ""
 		}
 	}
-	if flags&unix.AT_SYMLINK_NOFOLLOW == 0 && !b.handles.Empty() {
-		if name, err := c.text(c.Args[pathArg]); err == 0 {
-			if h := b.linked(c, dirArg, name); h != nil && b.kernel.IsDevice(h) {
-				return devicePath
-			}
-		}
+	if flags&unix.AT_SYMLINK_NOFOLLOW == 0 && b.namesDevice(c, dirArg, pathArg) {
+		return devicePath
 	}
 	return b.target(c, dirArg, pathArg)
 }

@@ -57,6 +57,8 @@ var handlers = slices.Concat(compatHandlers, archHandlers, []handler{
 
 	// Sessions and the device, opened.
 	{rule(unix.SYS_IOCTL, liveUpdateIoctl), (*boot).ioctl},
+	{rule(unix.SYS_IOCTL, notify.Condition{Argument: 1, Mask: luo.DeviceNumbers, Value: luo.DeviceNumber}), (*boot).ioctl},
+	{rule(unix.SYS_IOCTL, notify.Condition{Argument: 1, Mask: luo.SessionNumbers, Value: luo.SessionNumber}), (*boot).ioctl},
 	{rule(unix.SYS_FSTAT), (*boot).fstat},
 	{rule(unix.SYS_FSTATFS), (*boot).fstatfs},
 	{rule(unix.SYS_LSEEK), (*boot).lseek},
@@ -65,6 +67,7 @@ var handlers = slices.Concat(compatHandlers, archHandlers, []handler{
 
 	// What a preserved file doesn't allow.
 	{rule(unix.SYS_FTRUNCATE), (*boot).ftruncate},
+	{rule(unix.SYS_TRUNCATE), (*boot).truncate},
 	{rule(unix.SYS_FALLOCATE), (*boot).fallocate},
 	{rule(unix.SYS_WRITE), func(b *boot, c *call) verdict { return b.write(c, plain, none) }},
 	{rule(unix.SYS_PWRITE64), func(b *boot, c *call) verdict { return b.write(c, plain, 3) }},
