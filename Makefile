@@ -31,19 +31,20 @@ install: build ## into $(DESTDIR), where a distribution would
 
 test: test-fast test-vm ## everything, on real kernels too
 
-test-fast: ## what needs no virtual machine
+test-fast: ## what needs no virtual machine; what needs a LUO kernel gets an emulated one
 	$(GO) vet ./...
 	$(GO) test ./...
 
 test-vm: build ## on real kernels and real systemd, in virtual machines
-	$(GO) test -tags vm -timeout 80m -v ./test/vm
+	$(GO) test -tags vm -p 1 -timeout 80m -v ./test/luosim ./test/differential ./test/vm
 
 lint: ## gofmt, vet for each platform, staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "not formatted: $$out"; exit 1; }
-	$(GO) vet ./... && GOARCH=arm64 $(GO) vet ./... && GOOS=darwin $(GO) vet . ./liveupdate
+	$(GO) vet ./... && GOARCH=arm64 $(GO) vet ./... && GOOS=darwin $(GO) vet . ./liveupdate ./luosim
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
-bench: build ## speed and memory, as ratios within one run, on a real kernel
+bench: build ## speed and memory, as ratios within one run: luosim's here, Holdfast's on a real kernel
+	$(GO) run ./test/bench/luosim
 	$(GO) run ./test/bench
 
 demo: ## a service's memory over two updates of an emulated kernel; needs no privileges

@@ -5,13 +5,19 @@ package luosim
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
 
-// variable names the test that runs under luosim because of Run.
-const variable = "LUOSIM_TEST"
+// What a test is told that runs under luosim because of Run: its name, and a file to leave the number of each boot in
+// whose function has returned.
+const (
+	nameVariable = "LUOSIM_TEST"
+	fileVariable = "LUOSIM_TEST_BOOTS"
+)
 
 // Run runs the calling test again under luosim, where each of the functions is one boot: all of it that is kept
 // in memory is lost between them, but for what sessions hold. A boot whose function fails or skips is the last.
@@ -20,12 +26,15 @@ const variable = "LUOSIM_TEST"
 // What is outside of Run in a test function runs in the test binary and in each boot.
 func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	t.Helper()
-	if os.Getenv(variable) == t.Name() {
+	if os.Getenv(nameVariable) == t.Name() {
 		boot := Boot()
 		if boot < 1 || boot > len(boots) {
 			t.Fatalf("luosim: boot %d of a test with %d", boot, len(boots))
 		}
 		boots[boot-1](t)
+		if err := os.WriteFile(os.Getenv(fileVariable), []byte(strconv.Itoa(boot)), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		if boot < len(boots) && !t.Failed() && !t.Skipped() {
 			t.Fatal(Kexec())
 		}
@@ -34,14 +43,23 @@ func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	if Boot() > 0 {
 		t.Fatal("luosim: this test starts a machine, and runs on one already: luosim doesn't nest")
 	}
-	cmd := exec.Command(os.Args[0], testArguments(os.Args[1:], t.Name())...)
-	cmd.Env = append(os.Environ(), variable+"="+t.Name())
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := filepath.Join(t.TempDir(), "boots")
+	cmd := exec.Command(self, testArguments(os.Args[1:], t.Name())...)
+	cmd.Env = append(os.Environ(), nameVariable+"="+t.Name(), fileVariable+"="+reached)
 	out := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = out, out
-	err := m.Run(t.Context(), cmd)
-	if err != nil {
+	err = m.Run(t.Context(), cmd)
+	last, _ := os.ReadFile(reached)
+	switch {
+	case err != nil:
 		t.Errorf("under luosim: %v\n%s", err, out)
-	} else if testing.Verbose() {
+	case string(last) != strconv.Itoa(len(boots)) && !strings.Contains(out.String(), "--- SKIP"):
+		t.Errorf("under luosim: boot %d was not reached, the last one is %q\n%s", len(boots), last, out)
+	case testing.Verbose():
 		t.Logf("under luosim:\n%s", out)
 	}
 }
@@ -52,10 +70,10 @@ func testArguments(args []string, name string) []string {
 	for part := range strings.SplitSeq(name, "/") {
 		parts = append(parts, "^"+regexp.QuoteMeta(part)+"$")
 	}
-	out := []string{"-test.run=" + strings.Join(parts, "/"), "-test.count=1", "-test.parallel=1"}
+	out := []string{"-test.run=" + strings.Join(parts, "/"), "-test.count=1", "-test.parallel=1", "-test.v"}
 	for _, a := range args {
 		switch name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "="); name {
-		case "test.v", "test.short", "test.timeout":
+		case "test.short", "test.timeout":
 			out = append(out, a)
 		}
 	}

@@ -277,9 +277,10 @@ func (o *Options) kernels(ctx context.Context, c *cache.Cache) ([]string, error)
 }
 
 // cmdline is the guest's command line. Where a word comes twice the later one counts, so the user's
-// are the last. TERM keeps systemd from asking the serial port what it is, and waiting.
+// are the last. TERM keeps systemd from asking the serial port what it is, and waiting. On a busy host the kernel may find
+// that an emulated timer doesn't tick, and panic.
 func (o *Options) cmdline() string {
-	words := "console=ttyS0 loglevel=5 panic=-1 oops=panic kho=on liveupdate=on random.trust_cpu=on"
+	words := "console=ttyS0 loglevel=5 panic=-1 oops=panic kho=on liveupdate=on random.trust_cpu=on no_timer_check"
 	if o.OS == "none" {
 		words = guest.BootWord + "1 retain_initrd " + words
 	} else {
