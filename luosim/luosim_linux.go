@@ -17,12 +17,17 @@ import (
 // context is done, everything is killed. An [exec.ExitError] has the status of the command in the way of shells
 // (128+N if signal N killed it); it is 1 if the machine couldn't be had, which standard error explains.
 //
-// The program that calls this is started twice more to serve the machine: its packages' init functions run there too.
+// The command is changed on the way, and can't be used again. The program that calls this is started twice more to serve
+// the machine: its packages' init functions run there too.
 func (m Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 	if cmd.Err != nil {
 		return cmd.Err
 	}
-	config, err := m.config(append([]string{cmd.Path}, cmd.Args[1:]...))
+	command := []string{cmd.Path}
+	if len(cmd.Args) > 1 {
+		command = append(command, cmd.Args[1:]...)
+	}
+	config, err := m.config(command)
 	if err != nil {
 		return err
 	}

@@ -72,8 +72,8 @@ func testArguments(args []string, name string) []string {
 	}
 	out := []string{"-test.run=" + strings.Join(parts, "/"), "-test.count=1", "-test.parallel=1", "-test.v"}
 	for _, a := range args {
-		switch name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "="); name {
-		case "test.short", "test.timeout":
+		name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if name == "test.short" || name == "test.timeout" || !strings.HasPrefix(name, "test.") {
 			out = append(out, a)
 		}
 	}

@@ -160,16 +160,11 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source,
 		return err
 	}
 	tree := Tree(c, s)
-	unlock, err := c.Lock(ctx, "src/"+s.Version)
+	unlock, err := lockedTree(ctx, c, log, s)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := os.Stat(tree); errors.Is(err, fs.ErrNotExist) {
-		if err := unpack(ctx, c, log, s, tree); err != nil {
-			return err
-		}
-	}
 	title := "kernel " + strings.SplitN(s.Version, "-", 2)[0] + variant
 	make := func(args ...string) error {
 		return log.Command(ctx, "make", append([]string{"-C", tree}, args...)...).Run()
@@ -222,6 +217,44 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source,
 		}
 	}
 	return nil
+}
+
+// Source unpacks the source of a series, if need be, and says where it is. Whoever writes there holds the lock
+// "src/"+Version.
+func Source(ctx context.Context, c *cache.Cache, series string) (debian.Source, string, error) {
+	s, err := resolve(ctx, c, series)
+	if err != nil {
+		return s, "", err
+	}
+	if err := debian.Need(ctx, c, Tools...); err != nil {
+		return s, "", err
+	}
+	log, err := c.NewLog("src/" + s.Version)
+	if err != nil {
+		return s, "", err
+	}
+	defer log.Close()
+	unlock, err := lockedTree(ctx, c, log, s)
+	if err != nil {
+		return s, "", err
+	}
+	unlock()
+	return s, Tree(c, s), nil
+}
+
+// lockedTree makes sure that the tree is there, and locks it.
+func lockedTree(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source) (unlock func(), err error) {
+	unlock, err = c.Lock(ctx, "src/"+s.Version)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(Tree(c, s)); errors.Is(err, fs.ErrNotExist) {
+		if err := unpack(ctx, c, log, s, Tree(c, s)); err != nil {
+			unlock()
+			return nil, err
+		}
+	}
+	return unlock, nil
 }
 
 func unpack(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source, tree string) error {

@@ -88,10 +88,10 @@ func (t *Table) event(id uint32) *unix.EpollEvent {
 	return &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(id), Pad: int32(t.magic)}
 }
 
-// Alive tells whether any descriptor of the file is open or in flight.
+// Alive tells whether any descriptor of the file is open or in flight. If that can't be found out, it is.
 func (h *Handle) Alive() bool {
 	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(h.watcher))
-	return err == nil && bytes.Contains(info, []byte("tfd:"))
+	return err != nil || bytes.Contains(info, []byte("tfd:"))
 }
 
 // Discard forgets the file.

@@ -5,10 +5,10 @@
 package machine
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -53,9 +53,11 @@ func VersionNames() []string {
 const supervisorName = "luosim: supervisor"
 
 // settings is what the supervisor is told. Lifeline is the number of a pipe's end: when the other end is closed, the
-// supervisor kills everything and ends.
+// supervisor kills everything and ends. With Fronted, the signals that count come by the pipe, a byte for each: those
+// that go to a whole process group would count twice otherwise.
 type settings struct {
 	Lifeline int
+	Fronted  bool
 	Version  string
 	Updates  int
 	Faults   []string
@@ -78,10 +80,20 @@ func supervise(text string, command []string) int {
 	}
 	if err == nil {
 		unix.CloseOnExec(s.Lifeline)
+		c.abandoned = make(chan struct{})
+		if s.Fronted {
+			c.signals = make(chan os.Signal, 8)
+		}
 		go func() {
-			io.Copy(io.Discard, os.NewFile(uintptr(s.Lifeline), "lifeline"))
-			killTree()
-			os.Exit(128 + int(unix.SIGKILL))
+			defer close(c.abandoned)
+			pipe := bufio.NewReader(os.NewFile(uintptr(s.Lifeline), "lifeline"))
+			for {
+				number, err := pipe.ReadByte()
+				if err != nil {
+					return
+				}
+				c.signals <- unix.Signal(number)
+			}
 		}()
 		var status int
 		if status, err = run(c); err == nil {
@@ -92,16 +104,10 @@ func supervise(text string, command []string) int {
 	return 1
 }
 
-func (c *Config) supervisor(lifeline int) (*exec.Cmd, error) {
-	text, err := json.Marshal(settings{lifeline, c.Version, c.Updates, c.specs})
-	if err != nil {
-		return nil, err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	return &exec.Cmd{Path: self, Args: append([]string{supervisorName, string(text)}, c.Command...)}, nil
+// supervisor are the arguments of a process that is the machine.
+func (c *Config) supervisor(lifeline int, fronted bool) ([]string, error) {
+	text, err := json.Marshal(settings{lifeline, fronted, c.Version, c.Updates, c.specs})
+	return append([]string{supervisorName, string(text)}, c.Command...), err
 }
 
 // Run is the machine from its first boot to its last, with all of this process's files. It makes this process the
@@ -124,12 +130,12 @@ func Run(c Config) (status int, err error) {
 	}
 	defer write.Close()
 	lifeline := int(read.Fd())
-	s, err := c.supervisor(lifeline)
+	args, err := c.supervisor(lifeline, true)
+	s := &exec.Cmd{Path: self, Args: args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	if err == nil {
 		err = inheritable(lifeline)
 	}
 	if err == nil {
-		s.Stdin, s.Stdout, s.Stderr = os.Stdin, os.Stdout, os.Stderr
 		err = s.Start()
 	}
 	read.Close()
@@ -140,7 +146,7 @@ func Run(c Config) (status int, err error) {
 	s.Process.Release()
 	go func() {
 		for signal := range signals {
-			pass(pid, signal)
+			write.Write([]byte{byte(signal.(unix.Signal))})
 		}
 	}()
 	for {
@@ -174,19 +180,22 @@ func noGaps() error {
 	}
 }
 
-// RunApart is Run for a program that does other things, too. It takes files, environment and directory from cmd, and
-// writes what [exec.Cmd.Wait] would.
+// RunApart is Run for a program that does other things, too. It changes the command into one of the machine, and runs
+// that: files, environment, directory and attributes are the command's.
 func RunApart(ctx context.Context, c Config, cmd *exec.Cmd) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer write.Close()
-	s, err := c.supervisor(3 + len(cmd.ExtraFiles))
+	args, err := c.supervisor(3+len(cmd.ExtraFiles), false)
 	if err == nil {
-		s.Env, s.Dir, s.Stdin, s.Stdout, s.Stderr, s.WaitDelay = cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay
-		s.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), read)
-		err = s.Start()
+		cmd.Path, cmd.Args, cmd.Err = self, args, nil
+		cmd.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), read)
+		if cmd.Cancel != nil {
+			cmd.Cancel = write.Close
+		}
+		err = cmd.Start()
 	}
 	read.Close()
 	if err != nil {
@@ -194,8 +203,7 @@ func RunApart(ctx context.Context, c Config, cmd *exec.Cmd) error {
 	}
 	release := context.AfterFunc(ctx, func() { write.Close() })
 	defer release()
-	err = s.Wait()
-	cmd.ProcessState = s.ProcessState
+	err = cmd.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

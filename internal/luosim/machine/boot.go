@@ -45,6 +45,8 @@ type boot struct {
 	mu    sync.Mutex
 	why   ending
 	ended chan struct{}
+
+	abandoned <-chan struct{}
 }
 
 // handles is the table as luo wants it.
@@ -152,6 +154,11 @@ func preempt() {
 }
 
 func (b *boot) answer(c *call) {
+	if b.over() {
+		// Some of the tree are dead, others not yet. What the living do can't change any more what goes over, and what the
+		// dead held must not look as if it had been closed.
+		return
+	}
 	do := byNumber[callKey{c.IsCompat(), c.Number}]
 	if do == nil {
 		c.listener.Continue(&c.Call)

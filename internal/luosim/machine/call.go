@@ -85,6 +85,9 @@ func (c *call) open(fd int32) (int, unix.Errno) {
 	}
 	defer unix.Close(pidfd)
 	own, err := unix.PidfdGetfd(pidfd, int(fd), 0)
+	if err == unix.EMFILE {
+		c.boot.say("descriptors", "too many open files: luosim has a descriptor for each session and each preserved file; raise the limit (ulimit -n)")
+	}
 	if err != nil {
 		return -1, unix.EBADF
 	}

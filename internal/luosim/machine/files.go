@@ -160,16 +160,16 @@ func (b *boot) frozen(c *call, fd int32) (own int, size int64, flags int, ok boo
 	if !b.kernel.AnyFrozen() || fd < 0 {
 		return
 	}
-	var st unix.Stat_t
-	if unix.Stat(c.proc("fd/"+strconv.Itoa(int(fd))), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	dev, ino, err := identity(c.proc("fd/" + strconv.Itoa(int(fd))))
+	if err != nil {
 		return
 	}
-	size, ok = b.kernel.Frozen(st.Dev, st.Ino)
+	size, ok = b.kernel.Frozen(dev, ino)
 	if !ok {
 		return
 	}
-	own, err := c.File(fd)
-	if err != 0 {
+	own, fileErr := c.File(fd)
+	if fileErr != 0 {
 		return own, size, flags, false
 	}
 	flags, ctlErr := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
@@ -178,6 +178,16 @@ func (b *boot) frozen(c *call, fd int32) (own int, size int64, flags int, ok boo
 		return own, size, flags, false
 	}
 	return own, size, flags, true
+}
+
+// identity is what a file is known by. It is asked for in a way that doesn't make a network or FUSE file system ask
+// others: these might wait for this process.
+func identity(path string) (dev, ino uint64, err error) {
+	var x unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &x); err != nil {
+		return 0, 0, err
+	}
+	return unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino, nil
 }
 
 // ftruncate is the end of shmem_setattr() (mm/shmem.c).
@@ -326,6 +336,11 @@ func (b *boot) splice(c *call) verdict {
 }
 
 func (b *boot) copyFileRange(c *call) verdict {
+	from, _, fromErr := identity(c.proc("fd/" + strconv.Itoa(int(c.argInt(0)))))
+	to, _, toErr := identity(c.proc("fd/" + strconv.Itoa(int(c.argInt(2)))))
+	if fromErr != nil || toErr != nil || from != to {
+		return cont // not between two tmpfs
+	}
 	return b.move(c, transfer{out: 2, outAt: 3, in: 0, inAt: 1, count: 4})
 }
 

@@ -221,12 +221,12 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 	var link string
 	switch {
 	case h == nil:
-		var st unix.Stat_t
-		if unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st) != nil {
+		dev, ino, err := identity(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+		if err != nil {
 			return cont
 		}
 		var ok bool
-		if link, ok = b.kernel.FileLink(st.Dev, st.Ino); !ok {
+		if link, ok = b.kernel.FileLink(dev, ino); !ok {
 			return cont
 		}
 	case b.kernel.IsDevice(h):
@@ -292,11 +292,14 @@ func (b *boot) namesFrozen(c *call, dirArg, pathArg int) (size int64, frozen boo
 		return 0, false
 	}
 	pid, fd := c.descriptor(dirArg, name)
-	var st unix.Stat_t
-	if pid == 0 || unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st) != nil {
+	if pid == 0 {
 		return 0, false
 	}
-	return b.kernel.Frozen(st.Dev, st.Ino)
+	dev, ino, statErr := identity(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if statErr != nil {
+		return 0, false
+	}
+	return b.kernel.Frozen(dev, ino)
 }
 
 // truncate is for what ftruncate is for.

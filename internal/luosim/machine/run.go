@@ -39,6 +39,10 @@ type Config struct {
 	Log     io.Writer
 
 	specs []string // what Faults were read from
+	// abandoned is closed when nobody waits for the machine any more.
+	abandoned chan struct{}
+	// signals, unless nil, are those that count, and not this process's own.
+	signals chan os.Signal
 }
 
 // run is the machine from its first boot to its last. It makes this process the reaper of its tree, and waits for any
@@ -51,6 +55,9 @@ func run(c Config) (status int, err error) {
 	}
 	signals, release := takeSignals()
 	defer release()
+	if c.signals != nil {
+		signals = c.signals
+	}
 
 	table := &handles{handle.NewTable()}
 	kernel := luo.New(luo.Versions[c.Version], c.Faults.of(1), table.open)
@@ -58,7 +65,7 @@ func run(c Config) (status int, err error) {
 	for number := 1; ; number++ {
 		b := &boot{
 			number: number, version: c.Version, id: newID(), kernel: kernel, handles: table,
-			log: c.Log, said: map[string]bool{}, ended: make(chan struct{}),
+			log: c.Log, said: map[string]bool{}, ended: make(chan struct{}), abandoned: c.abandoned,
 		}
 		unix.ClockGettime(unix.CLOCK_REALTIME, &b.started)
 		status, err := b.run(c.Command, signals)
@@ -80,7 +87,7 @@ func run(c Config) (status int, err error) {
 
 // run starts COMMAND and returns when nothing of it is left.
 func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
-	first, listener, err := b.start(command)
+	first, listener, launched, err := b.start(command)
 	if err != nil {
 		var no *notStarted
 		if errors.As(err, &no) && no.status > 1 {
@@ -100,13 +107,20 @@ func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
 	<-watched
 	server.stop()
 	listener.Close()
+	if text := <-launched; text != "" {
+		fmt.Fprintln(b.log, "luosim:", text)
+	}
 	return status, nil
 }
 
-// takeSignals are those that end a program.
+// takeSignals are those that end a program, but for what whoever started it ignores (nohup).
 func takeSignals() (<-chan os.Signal, func()) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT} {
+		if !signal.Ignored(s) {
+			signal.Notify(signals, s)
+		}
+	}
 	return signals, func() { signal.Stop(signals) }
 }
 
@@ -136,6 +150,8 @@ func (b *boot) watch(first int, signals <-chan os.Signal) {
 			late = timer.C
 			continue
 		case <-late:
+			b.end(endSignal)
+		case <-b.abandoned:
 			b.end(endSignal)
 		case <-b.ended:
 		}
@@ -193,18 +209,19 @@ type notStarted struct {
 
 func (e *notStarted) Error() string { return e.text }
 
-func (b *boot) start(command []string) (first int, l *notify.Listener, err error) {
+// start returns once COMMAND's filter is in force. What then keeps it from being executed comes by the channel: nothing,
+// as a rule.
+func (b *boot) start(command []string) (first int, l *notify.Listener, launched <-chan string, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	ours, theirs := pair[0], pair[1]
-	defer unix.Close(ours)
-	self, err := os.Executable()
-	if err != nil {
-		unix.Close(theirs)
-		return 0, nil, err
-	}
+	defer func() {
+		if err != nil {
+			unix.Close(ours)
+		}
+	}()
 	cmd := &exec.Cmd{
 		Path:  self,
 		Args:  append([]string{launcherName, strconv.Itoa(theirs)}, command...),
@@ -218,7 +235,7 @@ func (b *boot) start(command []string) (first int, l *notify.Listener, err error
 	}
 	unix.Close(theirs)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	first = cmd.Process.Pid
 	cmd.Process.Release() // reap() waits for it
@@ -230,30 +247,39 @@ func (b *boot) start(command []string) (first int, l *notify.Listener, err error
 	if err == nil && n == 1 && text[0] == listening {
 		fd, err = received(rights[:oobn])
 	}
-	if err != nil || fd < 0 {
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	if fd < 0 {
 		status := 1
 		var ws unix.WaitStatus
 		if pid, waitErr := unix.Wait4(first, &ws, 0, nil); waitErr == nil && pid == first {
 			status = max(1, shellStatus(ws))
 		}
-		if err != nil {
-			return 0, nil, err
-		}
-		return 0, nil, &notStarted{status, string(text[:n])}
+		return 0, nil, nil, &notStarted{status, string(text[:n])}
 	}
 	l = notify.NewListener(fd)
-	if err := reachable(first, theirs); err != nil {
+	if err = reachable(first, theirs); err == nil {
+		_, err = unix.Write(ours, []byte{1})
+	}
+	if err != nil {
 		l.Close()
 		unix.Kill(first, unix.SIGKILL)
 		unix.Wait4(first, nil, 0, nil)
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
-	if _, err := unix.Write(ours, []byte{1}); err != nil {
-		l.Close()
-		return 0, nil, err
-	}
-	return first, l, nil
+	failed := make(chan string, 1)
+	go func() {
+		defer unix.Close(ours)
+		text := make([]byte, 4096)
+		n, _ := unix.Read(ours, text) // the end of the file, once it is executed
+		failed <- string(text[:max(n, 0)])
+	}()
+	return first, l, failed, nil
 }
+
+// self is this program, even if its file was replaced since.
+const self = "/proc/self/exe"
 
 func inheritable(fd int) error {
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)

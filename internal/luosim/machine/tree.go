@@ -27,9 +27,26 @@ func killTree() {
 			}
 		}
 	}
+	parents := map[int]int{}
 	for todo := children[os.Getpid()]; len(todo) > 0; todo = todo[1:] {
-		unix.Kill(todo[0], unix.SIGKILL)
-		todo = append(todo, children[todo[0]]...)
+		for _, child := range children[todo[0]] {
+			parents[child] = todo[0]
+			todo = append(todo, child)
+		}
+		kill(todo[0], parents[todo[0]])
+	}
+}
+
+// kill kills a process if it is still the child of that parent, or, as that may have died, of this process. Its number
+// may be another's by now.
+func kill(pid, parent int) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(pidfd)
+	if now := parentOf(pid); now == parent || now == os.Getpid() {
+		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 	}
 }
 
