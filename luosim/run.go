@@ -3,16 +3,18 @@
 package luosim
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// What a test is told that runs under luosim because of Run: its name, and a file to leave the number of each boot in
+// What a test is told that runs under luosim because of Run: which call of which test, and a file to leave the number of each boot in
 // whose function has returned.
 const (
 	nameVariable = "LUOSIM_TEST"
@@ -23,22 +25,16 @@ const (
 // in memory is lost between them, but for what sessions hold. A boot whose function fails or skips is the last.
 // Arguments and environment of the test binary are the same, and so is its working directory.
 //
-// What is outside of Run in a test function runs in the test binary and in each boot.
+// What is outside of Run in a test function runs in the test binary and in each boot; other calls of Run return at once
+// there.
 func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	t.Helper()
-	if os.Getenv(nameVariable) == t.Name() {
-		boot := Boot()
-		if boot < 1 || boot > len(boots) {
-			t.Fatalf("luosim: boot %d of a test with %d", boot, len(boots))
-		}
-		boots[boot-1](t)
-		if err := os.WriteFile(os.Getenv(fileVariable), []byte(strconv.Itoa(boot)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if boot < len(boots) && !t.Failed() && !t.Skipped() {
-			t.Fatal(Kexec())
-		}
+	call := nextCall(t.Name())
+	if under := os.Getenv(nameVariable); under == call {
+		runBoot(t, boots)
 		return
+	} else if under != "" {
+		return // this machine is another call's
 	}
 	if Boot() > 0 {
 		t.Fatal("luosim: this test starts a machine, and runs on one already: luosim doesn't nest")
@@ -49,7 +45,7 @@ func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	}
 	reached := filepath.Join(t.TempDir(), "boots")
 	cmd := exec.Command(self, testArguments(os.Args[1:], t.Name())...)
-	cmd.Env = append(os.Environ(), nameVariable+"="+t.Name(), fileVariable+"="+reached)
+	cmd.Env = append(os.Environ(), nameVariable+"="+call, fileVariable+"="+reached)
 	out := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = out, out
 	err = m.Run(t.Context(), cmd)
@@ -57,10 +53,54 @@ func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	switch {
 	case err != nil:
 		t.Errorf("under luosim: %v\n%s", err, out)
-	case string(last) != strconv.Itoa(len(boots)) && !strings.Contains(out.String(), "--- SKIP"):
+	case string(last) == skipped:
+		t.Skipf("under luosim:\n%s", out)
+	case string(last) != strconv.Itoa(len(boots)):
 		t.Errorf("under luosim: boot %d was not reached, the last one is %q\n%s", len(boots), last, out)
 	case testing.Verbose():
 		t.Logf("under luosim:\n%s", out)
+	}
+}
+
+// calls counts the calls of Run in each test.
+var calls struct {
+	sync.Mutex
+	of map[string]int
+}
+
+func nextCall(test string) string {
+	calls.Lock()
+	defer calls.Unlock()
+	if calls.of == nil {
+		calls.of = map[string]int{}
+	}
+	calls.of[test]++
+	return fmt.Sprintf("%s#%d", test, calls.of[test])
+}
+
+// skipped is left in the file instead of a number by a boot that was skipped.
+const skipped = "skipped"
+
+func runBoot(t *testing.T, boots []func(t *testing.T)) {
+	t.Helper()
+	boot := Boot()
+	if boot < 1 || boot > len(boots) {
+		t.Fatalf("luosim: boot %d of a test with %d", boot, len(boots))
+	}
+	leave := func(word string) {
+		if err := os.WriteFile(os.Getenv(fileVariable), []byte(word), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() {
+		if t.Skipped() {
+			leave(skipped)
+		}
+	})
+	boots[boot-1](t)
+	leave(strconv.Itoa(boot))
+	if boot < len(boots) && !t.Failed() {
+		t.Fatal(Kexec())
 	}
 }
 

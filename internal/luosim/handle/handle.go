@@ -26,9 +26,11 @@ type Table struct {
 	magic   uint32
 	last    uint32
 	handles map[uint32]*Handle
-	ready   int // an eventfd that is always readable
-	using   int // how many files watch it
+	ready   *ready // for the next ones
 }
+
+// ready is an eventfd that is always readable. It must be open as long as files watch it.
+type ready struct{ fd, watching int }
 
 // The kernel allows 500 paths of two steps from one file to those that watch it (path_limits in fs/eventpoll.c). The
 // eventfd is watched by the file, and that by its watcher.
@@ -36,7 +38,7 @@ const perReady = 400
 
 // NewTable is an empty table.
 func NewTable() *Table {
-	return &Table{magic: rand.Uint32() | 1, handles: map[uint32]*Handle{}, ready: -1, using: perReady}
+	return &Table{magic: rand.Uint32() | 1, handles: map[uint32]*Handle{}}
 }
 
 // Handle stands for one open file.
@@ -44,18 +46,17 @@ type Handle struct {
 	table   *Table
 	id      uint32
 	watcher int
+	ready   *ready
 }
 
 // Open makes a file. The descriptor is the caller's: once that and its copies are closed, the handle isn't alive.
 func (t *Table) Open() (*Handle, int, error) {
-	if t.using == perReady {
-		// The old one goes on as long as the files that watch it: they would lose it with its last descriptor, so it
-		// stays open.
-		ready, err := unix.Eventfd(1, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if t.ready == nil || t.ready.watching == perReady {
+		fd, err := unix.Eventfd(1, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 		if err != nil {
 			return nil, -1, err
 		}
-		t.ready, t.using = ready, 0
+		t.ready = &ready{fd: fd}
 	}
 	file, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -63,7 +64,7 @@ func (t *Table) Open() (*Handle, int, error) {
 	}
 	t.last++
 	id := t.last
-	if err := unix.EpollCtl(file, unix.EPOLL_CTL_ADD, t.ready, t.event(id)); err != nil {
+	if err := unix.EpollCtl(file, unix.EPOLL_CTL_ADD, t.ready.fd, t.event(id)); err != nil {
 		unix.Close(file)
 		return nil, -1, err
 	}
@@ -77,9 +78,9 @@ func (t *Table) Open() (*Handle, int, error) {
 		unix.Close(watcher)
 		return nil, -1, err
 	}
-	h := &Handle{table: t, id: id, watcher: watcher}
+	h := &Handle{table: t, id: id, watcher: watcher, ready: t.ready}
 	t.handles[id] = h
-	t.using++
+	t.ready.watching++
 	return h, file, nil
 }
 
@@ -102,6 +103,9 @@ func (h *Handle) Discard() {
 	unix.Close(h.watcher)
 	h.watcher = -1
 	delete(h.table.handles, h.id)
+	if h.ready.watching--; h.ready.watching == 0 && h.ready != h.table.ready {
+		unix.Close(h.ready.fd)
+	}
 }
 
 // Empty tells whether there is no file that hasn't been discarded.

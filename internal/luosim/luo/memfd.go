@@ -23,6 +23,7 @@ type file struct {
 	fd        int // in the old kernel, and until it is retrieved, the file that was preserved; then the new one
 	inode     inode
 	size      int64
+	allocated int64 // bytes
 	position  int64
 	seals     int
 	retrieved bool
@@ -43,7 +44,7 @@ func (f *file) canPreserve() bool {
 		return false
 	}
 	f.inode = inode{st.Dev, st.Ino}
-	f.size = st.Size
+	f.size, f.allocated = st.Size, st.Blocks*512
 	return fs.Type == unix.TMPFS_MAGIC && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0
 }
 
@@ -59,13 +60,13 @@ func (f *file) preserve() unix.Errno {
 		return unix.EFBIG
 	}
 	// The array of pointers to the pages is one kvmalloc(), which gives at most INT_MAX bytes (mm/slub.c).
-	if pages*8 > math.MaxInt32 || f.size > available() {
+	if pages*8 > math.MaxInt32 {
 		return unix.ENOMEM
 	}
-	if f.size > 0 {
-		return f.fill()
+	if f.size-f.allocated > available() {
+		return unix.ENOMEM
 	}
-	return 0
+	return f.fill()
 }
 
 // fill gives the file a page everywhere, as memfd_pin_folios() does: reading a hole of a shared mapping makes one.
@@ -76,7 +77,12 @@ func (f *file) fill() unix.Errno {
 		return 0 // only the number of blocks, and SEEK_DATA, tell it
 	}
 	defer unix.Close(readable)
-	for at := int64(0); at < f.size; at += step {
+	// From the first place without a page, or with one that was only allocated.
+	hole, err := unix.Seek(readable, 0, unix.SEEK_HOLE)
+	if err != nil {
+		return 0
+	}
+	for at := hole &^ (pageSize - 1); at < f.size; at += step {
 		pages, err := unix.Mmap(readable, at, int(min(step, f.size-at)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 		if err != nil {
 			return unix.ENOMEM

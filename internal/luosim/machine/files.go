@@ -95,40 +95,41 @@ func (b *boot) poll(c *call) verdict {
 		return cont
 	}
 	var asked []unix.PollFd
-	ours := false
-	count := int64(0)
+	ready := map[int]int16{} // of sessions and the device, by position
 	for at := 0; at < len(raw); at += size {
 		p := unix.PollFd{Fd: int32(binary.NativeEndian.Uint32(raw[at:])), Events: int16(binary.NativeEndian.Uint16(raw[at+4:]))}
-		if ready := p.Events & alwaysReady; ready != 0 && b.ours(c, p.Fd) != nil {
-			ours = true
-			p.Fd, p.Revents = -1, ready
-			count++
-		} else if p.Fd >= 0 {
-			own, err := c.File(p.Fd)
-			if err != 0 {
-				p.Fd, p.Revents = -1, unix.POLLNVAL
-				count++
-			} else {
-				defer unix.Close(own)
-				p.Fd = int32(own)
-			}
+		if events := p.Events & alwaysReady; events != 0 && b.ours(c, p.Fd) != nil {
+			ready[len(asked)] = events
+			p.Fd = -1
 		}
 		asked = append(asked, p)
 	}
-	if !ours {
+	if len(ready) == 0 {
 		return cont
 	}
-	others := make([]unix.PollFd, len(asked))
-	copy(others, asked)
-	if n, err := unix.Poll(others, 0); err == nil {
+	count := int64(len(ready))
+	for i, p := range asked {
+		if p.Fd < 0 {
+			continue
+		}
+		own, err := c.File(p.Fd)
+		if err != 0 {
+			asked[i].Fd = -1
+			ready[i] = unix.POLLNVAL
+			count++
+			continue
+		}
+		defer unix.Close(own)
+		asked[i].Fd = int32(own)
+	}
+	if n, err := unix.Poll(asked, 0); err == nil {
 		count += int64(n)
 	}
 	for i, p := range asked {
-		revents := p.Revents
-		if p.Fd >= 0 {
-			revents = others[i].Revents
+		if events, ok := ready[i]; ok {
+			p.Revents = events
 		}
-		binary.NativeEndian.PutUint16(raw[i*size+6:], uint16(revents))
+		binary.NativeEndian.PutUint16(raw[i*size+6:], uint16(p.Revents))
 	}
 	if err := c.Write(c.Args[0], raw); err != 0 {
 		return fails(err)

@@ -59,6 +59,8 @@ func run(c Config) (status int, err error) {
 		signals = c.signals
 	}
 
+	terminal := rememberTerminal()
+	defer terminal.close()
 	table := &handles{handle.NewTable()}
 	kernel := luo.New(luo.Versions[c.Version], c.Faults.of(1), table.open)
 	defer func() { kernel.Close() }()
@@ -81,6 +83,7 @@ func run(c Config) (status int, err error) {
 		if c.Updates >= 0 && number > c.Updates {
 			return 0, nil
 		}
+		terminal.restore()
 		kernel = kernel.Kexec(c.Faults.of(number+1), b.why == endKexec && b.handover)
 	}
 }
@@ -124,27 +127,35 @@ func takeSignals() (<-chan os.Signal, func()) {
 	return signals, func() { signal.Stop(signals) }
 }
 
-// pass sends a signal on, unless a terminal has sent it: such a one goes to all in the foreground.
-func pass(pid int, s os.Signal) {
-	if s != unix.SIGINT && s != unix.SIGQUIT || !inForeground() {
-		unix.Kill(pid, s.(unix.Signal))
-	}
-}
-
-// grace is how long COMMAND has to end after a signal.
-const grace = 5 * time.Second
+const (
+	// grace is how long COMMAND has to end after a signal.
+	grace = 5 * time.Second
+	// So many signals from the terminal, in so short a time, mean that COMMAND doesn't listen.
+	impatient  = 3
+	impatience = 2 * time.Second
+)
 
 // watch passes signals on, and kills everything once the boot has ended.
 func (b *boot) watch(first int, signals <-chan os.Signal) {
 	var late <-chan time.Time
+	var interrupts []time.Time
 	for {
 		select {
 		case s := <-signals:
+			// A terminal's go to all in the foreground, and an interactive program lives on with them.
+			if (s == unix.SIGINT || s == unix.SIGQUIT) && inForeground() {
+				interrupts = append(interrupts, time.Now())
+				if n := len(interrupts); n < impatient || interrupts[n-1].Sub(interrupts[n-impatient]) > impatience {
+					continue
+				}
+				b.end(endSignal)
+				break
+			}
 			if late != nil { // the second one
 				b.end(endSignal)
 				break
 			}
-			pass(first, s)
+			unix.Kill(first, s.(unix.Signal))
 			timer := time.NewTimer(grace)
 			defer timer.Stop()
 			late = timer.C
@@ -158,17 +169,6 @@ func (b *boot) watch(first int, signals <-chan os.Signal) {
 		killTree()
 		return
 	}
-}
-
-// inForeground tells whether this process is one that its terminal sends signals to.
-func inForeground() bool {
-	tty, err := unix.Open("/dev/tty", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(tty)
-	group, err := unix.IoctlGetInt(tty, unix.TIOCGPGRP)
-	return err == nil && group == unix.Getpgrp()
 }
 
 // reap waits until nothing of the tree is left. The first process's end is the end of all.
