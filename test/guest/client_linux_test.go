@@ -12,13 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"reflect"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -31,10 +29,10 @@ type connection struct {
 	fds    []*fd.FD // came, and belong to the next reply
 }
 
-// dial connects as this process, which is in vmm.service.
+// dial connects as this process, which is [place.me].
 func dial(t *testing.T) *connection {
 	t.Helper()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: holdfast.Address, Net: "unix"})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: here.address, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,8 +224,8 @@ type client struct {
 	control *os.File
 }
 
-// startClient starts a client in a cgroup.
-func startClient(t *testing.T, cgroup string, uid uint32) *client {
+// startClient starts a client.
+func startClient(t *testing.T, who subject) *client {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -238,17 +236,16 @@ func startClient(t *testing.T, cgroup string, uid uint32) *client {
 	c := &client{control: os.NewFile(uintptr(pair[0]), "control")}
 	t.Cleanup(func() { c.end(t) })
 	c.cmd = exec.Command("/proc/self/exe")
-	c.cmd.Env = []string{"GUEST_TEST_CONNECT=" + holdfast.Address}
+	c.cmd.Env = []string{connectVariable + "=" + here.address}
 	c.cmd.ExtraFiles = []*os.File{theirs}
 	c.cmd.Stderr = os.Stderr
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-	startIn(t, c.cmd, cgroup)
+	who.start(t, c.cmd)
 	theirs.Close()
 
 	control := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
 	if err != nil || n == 0 {
-		t.Fatalf("a client in %s did not connect: %v", cgroup, err)
+		t.Fatalf("the client %+v did not connect: %v", who, err)
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/fd"
 )
 
@@ -31,15 +30,15 @@ type socket struct {
 
 func listen(t *testing.T) *socket {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(holdfast.Address), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(here.address), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: holdfast.Address, Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: here.address, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
-	if err := os.Chmod(holdfast.Address, 0o666); err != nil {
+	if err := os.Chmod(here.address, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	file, err := listener.File()
@@ -69,14 +68,17 @@ type daemon struct {
 // start starts a holdfastd on the socket, as systemd does. The shell is there for $LISTEN_PID.
 func (s *socket) start(t *testing.T) *daemon {
 	t.Helper()
+	if !inVM {
+		os.ReadDir(daemonSource) // "go test" notes that the result depends on it
+	}
 	pidfd := -1
 	d := &daemon{}
-	d.cmd = exec.Command("/bin/sh", "-c", "export LISTEN_PID=$$; exec /usr/libexec/holdfastd")
+	d.cmd = exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`}, here.daemon...)...)
 	d.cmd.Env = []string{"LISTEN_FDS=1", "LISTEN_FDNAMES=holdfastd.socket"}
 	d.cmd.ExtraFiles = []*os.File{s.file}
 	d.cmd.Stderr = s.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
-	startIn(t, d.cmd, holdfastd)
+	startIn(t, d.cmd, here.unit)
 	d.pidfd = fd.New(pidfd)
 	t.Cleanup(func() { d.kill(t) })
 	return d

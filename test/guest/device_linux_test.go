@@ -58,18 +58,17 @@ func (c *connection) taken(t *testing.T) {
 
 // A device that somebody else has open is waited for, as long as the caller says.
 func TestBusyDevice(t *testing.T) {
-	inVM(t)
 	_, c := serve(t)
 
-	device := holdDevice(t)
+	briefly := holdDevice(t)
 	start := time.Now()
-	time.AfterFunc(300*time.Millisecond, func() { device.Close() })
-	c.acquire(t, "/vmm.service", "ram").Close()
+	time.AfterFunc(300*time.Millisecond, func() { briefly.Close() })
+	c.acquire(t, here.me.owner, "ram").Close()
 	if took := time.Since(start); took < 300*time.Millisecond {
 		t.Errorf("got a session after %v, and the device was busy for 300 ms", took)
 	}
 
-	device = holdDevice(t)
+	device := holdDevice(t)
 	defer device.Close()
 	comm, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
@@ -85,7 +84,7 @@ func TestBusyDevice(t *testing.T) {
 	}
 	device.Close()
 	// Not to wait is not to give up before the first try.
-	s, err := c.sessions(t, "Acquire", `{"name":"ram","timeoutUSec":0}`).session("/vmm.service", "ram")
+	s, err := c.sessions(t, "Acquire", `{"name":"ram","timeoutUSec":0}`).session(here.me.owner, "ram")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +94,6 @@ func TestBusyDevice(t *testing.T) {
 // While somebody opens and closes the device all the time, as units with LUOSession= do when they start, everybody gets
 // a session.
 func TestContendedDevice(t *testing.T) {
-	inVM(t)
 	serve(t)
 	const clients, rounds = 8, 25
 	stop, stopped := make(chan struct{}), make(chan int)
@@ -133,7 +131,7 @@ func TestContendedDevice(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				s, err := r.session("/vmm.service", n)
+				s, err := r.session(here.me.owner, n)
 				if err != nil {
 					t.Error(err)
 					return
@@ -151,7 +149,7 @@ func TestContendedDevice(t *testing.T) {
 // The daemon has the device open for so small a part of the time that PID 1, which doesn't try again, hardly ever finds
 // it busy.
 func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
-	inVM(t)
+	needsVM(t, "a real device, and breakpoints of the processor")
 	d, c := serve(t)
 
 	// Where in the program the device is opened, and so where that call's ioctl and close are made too.
@@ -162,7 +160,7 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 		}
 		return goOn
 	})
-	c.acquire(t, "/vmm.service", "ram").Close()
+	c.acquire(t, here.me.owner, "ram").Close()
 	tr.end(t)
 	if at.Load() == 0 {
 		t.Fatal("the daemon did not open the device")
@@ -170,7 +168,7 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 
 	const handOuts, each = 100, 100 * time.Millisecond
 	for range handOuts {
-		c.acquire(t, "/vmm.service", "ram").Close() // the emulated processor is slow with what is new to it
+		c.acquire(t, here.me.owner, "ram").Close() // the emulated processor is slow with what is new to it
 	}
 	calls := watchCalls(t, d.pid(), at.Load())
 	start := time.Now()
@@ -178,7 +176,7 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 	defer pace.Stop()
 	for range handOuts {
 		<-pace.C
-		c.acquire(t, "/vmm.service", "ram").Close()
+		c.acquire(t, here.me.owner, "ram").Close()
 	}
 	elapsed := time.Since(start)
 
@@ -190,7 +188,7 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 				continue
 			}
 			if i == 0 || i+1 == len(thread) || thread[i-1].nr != unix.SYS_OPENAT || thread[i+1].nr != unix.SYS_CLOSE {
-				t.Fatalf("the daemon does not open, ask and close in one go: %v", thread)
+				t.Fatalf("the daemon does not open, ask and close in one go: %v", thread[max(0, i-1):min(i+2, len(thread))])
 			}
 			// To have opened it is the last that openat does, after it has found it.
 			took := thread[i+1].end - thread[i-1].end

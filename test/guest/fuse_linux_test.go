@@ -37,6 +37,7 @@ type fuseFile struct {
 // openFUSE mounts such a file system and opens the file in it.
 func openFUSE(t *testing.T, hold ...uint32) *fuseFile {
 	t.Helper()
+	needsVM(t, "a file system that may be mounted")
 	device, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,6 @@ import (
 
 // What a client may send, and what it gets. After each the daemon has no more open than before, and serves others.
 func TestBadInput(t *testing.T) {
-	inVM(t)
 	d, others := serve(t)
 	before := d.descriptors(t)
 	try := func(what string, test func(t *testing.T, c *connection)) {
@@ -49,17 +48,17 @@ func TestBadInput(t *testing.T) {
 		} {
 			c.sessions(t, "Acquire", `{"name":`+n.name+`}`).is(t, nameInvalid(n.name, n.reason))
 		}
-		c.acquire(t, "/vmm.service", strings.Repeat("a", 43)).Close()
+		c.acquire(t, here.me.owner, strings.Repeat("a", 43)).Close()
 	})
 	try("a-name-that-is-taken", func(t *testing.T, c *connection) {
-		s := c.acquire(t, "/vmm.service", "ram")
+		s := c.acquire(t, here.me.owner, "ram")
 		c.sessions(t, "Acquire", `{"name":"ram"}`).is(t, taken("ram"))
 		others.sessions(t, "Acquire", `{"name":"ram"}`).is(t, taken("ram"))
 		s.Close()
 		// Now it's free, at once and by any connection.
 		for range 50 {
-			others.acquire(t, "/vmm.service", "ram").Close()
-			c.acquire(t, "/vmm.service", "ram").Close()
+			others.acquire(t, here.me.owner, "ram").Close()
+			c.acquire(t, here.me.owner, "ram").Close()
 		}
 	})
 
@@ -97,7 +96,7 @@ func TestBadInput(t *testing.T) {
 		}
 	})
 	try("for-somebody-else", func(t *testing.T, c *connection) {
-		denied := notPermitted("no rule lets /vmm.service act for others")
+		denied := notPermitted("no rule lets " + here.me.owner + " act for others")
 		for _, subject := range []string{`{"owner":"/other.service"}`, `{"pidFileDescriptor":0}`, `{}`} {
 			c.sessions(t, "Acquire", `{"name":"ram","subject":`+subject+`}`).is(t, denied)
 			c.sessions(t, "Identify", `{"sessionFileDescriptor":0,"subject":`+subject+`}`).is(t, denied)
@@ -116,7 +115,7 @@ func TestBadInput(t *testing.T) {
 		if err := c.send(`{"method":"io.holdfast.Sessions.Acquire","parameters":{"name":"ram"},"oneway":true}`); err != nil {
 			t.Fatal(err)
 		}
-		c.acquire(t, "/vmm.service", "ram").Close()
+		c.acquire(t, here.me.owner, "ram").Close()
 	})
 
 	// Messages. Who sends one that is none has lost the connection.
@@ -169,7 +168,7 @@ func TestBadInput(t *testing.T) {
 				}
 				waiting = false
 			case <-pace.C:
-				others.acquire(t, "/vmm.service", "ram").Close()
+				others.acquire(t, here.me.owner, "ram").Close()
 				served++
 			}
 		}
@@ -239,7 +238,7 @@ func TestBadInput(t *testing.T) {
 			leave(t, c)
 			c.close()
 			d.back(t, others, before)
-			others.acquire(t, "/vmm.service", "ram").Close()
+			others.acquire(t, here.me.owner, "ram").Close()
 		})
 	}
 
@@ -287,7 +286,7 @@ func TestBadInput(t *testing.T) {
 		"a-pidfd":    func() (int, error) { return unix.PidfdOpen(os.Getpid(), 0) },
 		"an-O_PATH":  func() (int, error) { return unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0) },
 		"an-O_PATH-of-a-session": func() (int, error) {
-			s := others.acquire(t, "/vmm.service", "path")
+			s := others.acquire(t, here.me.owner, "path")
 			defer s.Close()
 			raw := s.File()
 			defer raw.Close()
@@ -324,7 +323,7 @@ func TestBadInput(t *testing.T) {
 		// That takes a minute, unless the peer goes away. Neither this client nor others wait.
 		began := time.Now()
 		c.sessions(t, "Describe", `{}`)
-		others.acquire(t, "/vmm.service", "ram").Close()
+		others.acquire(t, here.me.owner, "ram").Close()
 		if took := time.Since(began); took > patience {
 			t.Errorf("others were served after %v", took)
 		}
@@ -335,7 +334,7 @@ func TestBadInput(t *testing.T) {
 		c.sessions(t, "Identify", `{"sessionFileDescriptor":0}`, int(file.file.Fd())).is(t, notASession)
 		file.wait(t, fuseFlush) // the daemon closes it, and will wait for an answer
 		c.sessions(t, "Describe", `{}`)
-		others.acquire(t, "/vmm.service", "ram").Close()
+		others.acquire(t, here.me.owner, "ram").Close()
 		file.abort()
 	})
 	try("not-a-session:a-FUSE-file-that-says-nothing", func(t *testing.T, c *connection) {
@@ -344,7 +343,7 @@ func TestBadInput(t *testing.T) {
 			t.Fatal(err)
 		}
 		file.wait(t, fuseStatfs) // the daemon asks what it is
-		others.acquire(t, "/vmm.service", "ram").Close()
+		others.acquire(t, here.me.owner, "ram").Close()
 		file.abort()
 		r, err := c.receive()
 		if err != nil {

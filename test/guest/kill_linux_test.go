@@ -87,14 +87,14 @@ func eachKill(t *testing.T, call func() (*liveupdate.Session, error), after func
 
 		next := dial(t)
 		if got.session != nil {
-			if got.session.Name() != name.Kernel("/vmm.service", "ram") {
+			if got.session.Name() != name.Kernel(here.me.owner, "ram") {
 				t.Fatalf("killed at system call %d: got session %q", n, got.session.Name())
 			}
 			next.sessions(t, "Acquire", `{"name":"ram"}`).is(t, taken("ram"))
 			got.session.Close()
 		}
 		after(n, got.session, got.err)
-		next.acquire(t, "/vmm.service", "ram").Close()
+		next.acquire(t, here.me.owner, "ram").Close()
 		next.close()
 		if t.Failed() {
 			t.Fatalf("killed at system call %d", n)
@@ -110,7 +110,6 @@ func eachKill(t *testing.T, call func() (*liveupdate.Session, error), after func
 
 // A client that tries nothing twice gets a whole session or sees the connection end.
 func TestKilledAtEachSystemCall(t *testing.T) {
-	inVM(t)
 	outcomes := map[string]int{}
 	var c *connection
 	call := func() (*liveupdate.Session, error) {
@@ -124,7 +123,7 @@ func TestKilledAtEachSystemCall(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return r.session("/vmm.service", "ram")
+		return r.session(here.me.owner, "ram")
 	}
 	eachKill(t,
 		func() (*liveupdate.Session, error) {
@@ -151,8 +150,7 @@ func TestKilledAtEachSystemCall(t *testing.T) {
 
 // The library's client gets its session, whenever the daemon was killed: it asks the next one.
 func TestKilledAtEachSystemCallOfTheLibrarysAcquire(t *testing.T) {
-	inVM(t)
-	t.Setenv("HOLDFAST_ADDRESS", holdfast.Address)
+	t.Setenv("HOLDFAST_ADDRESS", here.address)
 	eachKill(t,
 		func() (*liveupdate.Session, error) {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -177,7 +175,6 @@ func TestKilledAtEachSystemCallOfTheLibrarysAcquire(t *testing.T) {
 
 // A session is over when its client has closed it, though the daemon may not have come to closing its own descriptor.
 func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
-	inVM(t)
 	d, c := serve(t)
 	answers, closes := false, false
 	held := make(chan struct{})
@@ -192,7 +189,7 @@ func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
 		}
 		return goOn
 	})
-	c.acquire(t, "/vmm.service", "ram").Close()
+	c.acquire(t, here.me.owner, "ram").Close()
 	select {
 	case <-held:
 	case <-time.After(patience):
@@ -213,7 +210,7 @@ func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := r.session("/vmm.service", "ram")
+	s, err := r.session(here.me.owner, "ram")
 	if err != nil {
 		t.Fatal(err)
 	}

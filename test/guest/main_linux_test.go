@@ -3,95 +3,95 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
+	"os/signal"
 	"syscall"
 	"testing"
 
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
+	"github.com/holdfast-project/holdfast/luosim"
+
+	// What holdfastd is made of: "go test" must not take an earlier result for today's when that has changed.
+	_ "github.com/holdfast-project/holdfast/internal/journal"
+	_ "github.com/holdfast-project/holdfast/internal/orchestrator"
+	_ "github.com/holdfast-project/holdfast/internal/systemd"
 )
 
+// How this program is told to be something else than the tests' parent.
 const (
-	cgroups = "/sys/fs/cgroup"
-
-	// vmm is the unit that the test process lives in, and others that may have sessions.
-	vmm        = "/system.slice/vmm.service"
-	other      = "/system.slice/other.service"
-	holdfastd  = "/system.slice/holdfastd.service"
-	loginScope = "/user.slice/user-1000.slice/session-3.scope"
+	connectVariable = "GUEST_TEST_CONNECT" // a client, see [startClient]
+	dirVariable     = "GUEST_TEST_DIR"     // the tests, with a holdfastd in that directory
 )
 
-// TestMain lets a copy of this program be a client in a cgroup of its own, see [startClient].
+// daemonSource has the rest of it.
+const daemonSource = "../../cmd/holdfastd"
+
+// TestMain runs the tests under luosim, with a holdfastd that was built for them; or on a real kernel, if $HOLDFAST_VM
+// says that it is there, with the one that is installed.
 func TestMain(m *testing.M) {
-	if path := os.Getenv("GUEST_TEST_CONNECT"); path != "" {
+	if path := os.Getenv(connectVariable); path != "" {
 		if err := lendConnection(path); err != nil {
 			fmt.Fprintln(os.Stderr, "client:", err)
 			os.Exit(1)
 		}
 		return
 	}
-	if os.Getenv("HOLDFAST_VM") == "1" {
-		if err := enter(vmm); err != nil {
-			fmt.Fprintln(os.Stderr, "this is to be root in a machine of its own:", err)
-			os.Exit(1)
+	dir := os.Getenv(dirVariable)
+	if !inVM && dir == "" {
+		status, err := runWithDaemon()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
 		}
+		os.Exit(status)
+	}
+	var err error
+	if inVM {
+		here, err = machine()
+	} else {
+		luosim.Enter(luosim.Machine{})
+		here, err = emulated(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	fdtest.Main(m)
 }
 
-// inVM skips a test outside of a virtual machine.
-func inVM(t *testing.T) {
-	t.Helper()
-	if os.Getenv("HOLDFAST_VM") != "1" {
-		t.Skip("needs a LUO kernel; make test runs it in a VM")
-	}
-}
-
-// enter moves this process into a cgroup.
-func enter(cgroup string) error {
-	if err := os.MkdirAll(cgroups+cgroup, 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(cgroups+cgroup, "cgroup.procs"), []byte("0"), 0)
-}
-
-// move moves a process into a cgroup.
-func move(t *testing.T, pid int, cgroup string) {
-	t.Helper()
-	if err := os.MkdirAll(cgroups+cgroup, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(cgroups+cgroup, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// openCgroup makes a cgroup and opens its directory, to start processes in.
-func openCgroup(t *testing.T, cgroup string) *os.File {
-	t.Helper()
-	if err := os.MkdirAll(cgroups+cgroup, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.Open(cgroups + cgroup)
+// runWithDaemon runs this program again, with a holdfastd that is gone afterwards, and returns its status.
+func runWithDaemon() (int, error) {
+	dir, err := os.MkdirTemp("", "holdfast-guest-")
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
-	return dir
-}
-
-// startIn starts cmd in a cgroup.
-func startIn(t *testing.T, cmd *exec.Cmd, cgroup string) {
-	t.Helper()
-	dir := openCgroup(t, cgroup)
-	defer dir.Close()
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // other users come to the socket there
+		return 0, err
 	}
-	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("starting %s in %s: %v", strings.Join(cmd.Args, " "), cgroup, err)
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", dir, daemonSource)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("go build: %w\n%s", err, out)
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	tests := exec.Command(self, os.Args[1:]...)
+	tests.Env = append(os.Environ(), dirVariable+"="+dir)
+	tests.Stdin, tests.Stdout, tests.Stderr = os.Stdin, os.Stdout, os.Stderr
+	// This is the main thread, which doesn't end before the process does: see ptrace_linux_test.go.
+	tests.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// A terminal tells the tests too, and this ends when they do.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	err = tests.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
 }

@@ -27,7 +27,7 @@ func noOwner(cgroup string) string {
 
 // Those who get no session are told why.
 func TestRefused(t *testing.T) {
-	inVM(t)
+	needsVM(t, "cgroups that are units")
 	serve(t)
 	for _, who := range []struct {
 		what, cgroup string
@@ -53,7 +53,7 @@ func TestRefused(t *testing.T) {
 		{"a slice", "/system.slice", 0, noOwner("/system.slice")},
 	} {
 		t.Run(strings.ReplaceAll(who.what, " ", "-"), func(t *testing.T) {
-			c := startClient(t, who.cgroup, who.uid)
+			c := startClient(t, subject{cgroup: who.cgroup, uid: who.uid})
 			c.sessions(t, "Acquire", `{"name":"ram"}`).is(t, who.want)
 			// A refusal ends nothing: it can be asked again, and other things too.
 			c.sessions(t, "Acquire", `{"name":"ram"}`).is(t, who.want)
@@ -68,14 +68,14 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A name is a unit's own: another unit that asks for the same one gets another session, and can't have the first.
-func TestAnotherUnitsSession(t *testing.T) {
-	inVM(t)
+// A name is an owner's own: another one that asks for the same gets another session, and can't have the first.
+func TestAnotherOwnersSession(t *testing.T) {
+	needsAnother(t)
 	_, first := serve(t)
-	second := startClient(t, other, 0)
-	ours := first.acquire(t, "/vmm.service", "ram")
-	theirs := second.acquire(t, "/other.service", "ram")
-	if ours.Name() != "h1-ok2ohkddat64npei.ram" || theirs.Name() == ours.Name() {
+	second := startClient(t, here.another)
+	ours := first.acquire(t, here.me.owner, "ram")
+	theirs := second.acquire(t, here.another.owner, "ram")
+	if inVM && ours.Name() != "h1-ok2ohkddat64npei.ram" || theirs.Name() == ours.Name() {
 		t.Errorf("the kernel names are %q and %q", ours.Name(), theirs.Name())
 	}
 	foreign, err := liveupdate.Device{}.Create(t.Context(), "somebody-elses")
@@ -84,23 +84,32 @@ func TestAnotherUnitsSession(t *testing.T) {
 	}
 	defer foreign.Close()
 
-	const whose = `{"parameters":{"session":{"name":"ram",%s"kernelName":%q,"direction":"outgoing","parked":false,"foreign":false},"yours":%t}}`
+	// The owner is told to whom it is, and no one else.
+	whose := func(s *liveupdate.Session, owner string) string {
+		yours := owner != ""
+		if yours {
+			owner = fmt.Sprintf(`"owner":%q,`, owner)
+		}
+		return fmt.Sprintf(`{"parameters":{"session":{"name":"ram",%s"kernelName":%q,"direction":"outgoing","parked":false,"foreign":false},"yours":%t}}`,
+			owner, s.Name(), yours)
+	}
 	for _, asks := range []struct {
 		c    *connection
 		s    *liveupdate.Session
 		want string
 	}{
-		{first, ours, fmt.Sprintf(whose, `"owner":"/vmm.service",`, ours.Name(), true)},
-		{second.connection, ours, fmt.Sprintf(whose, "", ours.Name(), false)},
-		{first, theirs, fmt.Sprintf(whose, "", theirs.Name(), false)},
-		{second.connection, theirs, fmt.Sprintf(whose, `"owner":"/other.service",`, theirs.Name(), true)},
+		{first, ours, whose(ours, here.me.owner)},
+		{second.connection, ours, whose(ours, "")},
+		{first, theirs, whose(theirs, "")},
+		{second.connection, theirs, whose(theirs, here.another.owner)},
 		{first, foreign, `{"parameters":{"session":{"kernelName":"somebody-elses","direction":"outgoing","parked":false,"foreign":true},"yours":false}}`},
 	} {
 		asks.c.identify(t, asks.s).is(t, asks.want)
 	}
 	// Nor can somebody with no owner take it for its own.
-	outside := startClient(t, "/plain", 0)
-	outside.identify(t, ours).is(t, fmt.Sprintf(whose, "", ours.Name(), false))
+	if inVM {
+		startClient(t, subject{cgroup: "/plain"}).identify(t, ours).is(t, whose(ours, ""))
+	}
 }
 
 // identify asks what a session is.
@@ -118,9 +127,9 @@ func (c *connection) identify(t *testing.T, s *liveupdate.Session) *reply {
 
 // What counts is where a process is when it asks, and not where it was when it connected.
 func TestMovedProcess(t *testing.T) {
-	inVM(t)
+	needsVM(t, "cgroups that are units")
 	serve(t)
-	c := startClient(t, vmm, 0)
+	c := startClient(t, here.me)
 	ours := c.acquire(t, "/vmm.service", "ram")
 
 	move(t, c.cmd.Process.Pid, other)
@@ -139,27 +148,37 @@ func TestMovedProcess(t *testing.T) {
 
 // A process that ends leaves its connection to somebody else, and its PID to another process. Neither is taken for it.
 func TestRecycledPID(t *testing.T) {
-	inVM(t)
-	for _, way := range []struct{ what, first, then string }{
-		{"of one that may to one that may", "/system.slice/first.service", other},
-		{"of one that may not to one that may", loginScope, other},
-		{"of one that may to one that may not", "/system.slice/first.service", loginScope},
-		{"in the same unit", other, other},
-	} {
+	needsAnother(t)
+	type change struct {
+		what  string
+		first subject
+		then  string // a cgroup
+	}
+	ways := []change{{"of another user to this one", here.another, ""}, {"of this user", here.me, ""}}
+	if inVM {
+		first := subject{cgroup: "/system.slice/first.service"}
+		ways = []change{
+			{"of one that may to one that may", first, other},
+			{"of one that may not to one that may", subject{cgroup: loginScope}, other},
+			{"of one that may to one that may not", first, loginScope},
+			{"in the same unit", here.another, other},
+		}
+	}
+	for _, way := range ways {
 		t.Run(strings.ReplaceAll(way.what, " ", "-"), func(t *testing.T) {
 			t.Run("after-its-first-call", func(t *testing.T) {
 				serve(t)
-				c := startClient(t, way.first, 0)
+				c := startClient(t, way.first)
 				c.sessions(t, "Describe", `{}`) // so that the daemon has looked who it is
 				c.end(t)
 				recycle(t, c.cmd.Process.Pid, way.then)
 				c.sessions(t, "Acquire", `{"name":"ram"}`).is(t, gone)
-				mine := dial(t).acquire(t, "/vmm.service", "ram")
+				mine := dial(t).acquire(t, here.me.owner, "ram")
 				c.identify(t, mine).is(t, gone)
 			})
 			t.Run("before-it-was-accepted", func(t *testing.T) {
 				s := listen(t)
-				c := startClient(t, way.first, 0)
+				c := startClient(t, way.first)
 				c.end(t)
 				recycle(t, c.cmd.Process.Pid, way.then)
 				s.start(t)
@@ -174,24 +193,29 @@ type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
-// recycle starts a process with this PID in a cgroup. It does nothing, and ends with the test.
+// recycle starts a process of this user with this PID, in a cgroup ("" is that of the tests). It does nothing, and ends
+// with the test.
 func recycle(t *testing.T, pid int, cgroup string) {
 	t.Helper()
-	dir := openCgroup(t, cgroup)
-	defer dir.Close()
 	want := new(int32)
 	*want = int32(pid)
 	var pinner runtime.Pinner
 	pinner.Pin(want)
 	defer pinner.Unpin()
 	args := &cloneArgs{
-		flags:      unix.CLONE_INTO_CGROUP,
 		exitSignal: uint64(unix.SIGCHLD),
 		setTID:     uint64(uintptr(unsafe.Pointer(want))),
 		setTIDSize: 1,
-		cgroup:     uint64(dir.Fd()),
+	}
+	if cgroup != "" {
+		dir := openCgroup(t, cgroup)
+		defer dir.Close()
+		args.flags, args.cgroup = unix.CLONE_INTO_CGROUP, uint64(dir.Fd())
 	}
 	got, errno := cloneIdle(args)
+	if errno == unix.EPERM && !inVM {
+		t.Skip("needs CAP_CHECKPOINT_RESTORE, to choose a process's PID")
+	}
 	if errno != 0 {
 		t.Fatalf("clone3 with set_tid %d: %v", pid, errno)
 	}
@@ -200,7 +224,7 @@ func recycle(t *testing.T, pid int, cgroup string) {
 		unix.Wait4(int(got), nil, 0, nil)
 	})
 	where, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil || strings.TrimSpace(string(where)) != "0::"+cgroup {
+	if err != nil || cgroup != "" && strings.TrimSpace(string(where)) != "0::"+cgroup {
 		t.Fatalf("process %d was to be new, in %s: %s, %v", pid, cgroup, where, err)
 	}
 }

@@ -60,10 +60,13 @@ func watchCalls(t *testing.T, pid int, after uint64) *callWatch {
 					Sample:           1, // each time
 					Sample_type:      unix.PERF_SAMPLE_TID | unix.PERF_SAMPLE_TIME | unix.PERF_SAMPLE_REGS_USER,
 					Sample_regs_user: regAX | regSI | regIP,
-					Bits:             unix.PerfBitInherit, // by threads that these make
-					Bp_type:          4,                   // HW_BREAKPOINT_X, include/uapi/linux/hw_breakpoint.h
-					Ext1:             address,
-					Ext2:             uint64(unsafe.Sizeof(uintptr(0))),
+					Bits:             unix.PerfBitInherit | unix.PerfBitUseClockID, // by threads that these make
+					// The default, the scheduler's clock, stands still within a tick where the machine's TSC isn't steady
+					// (sched_clock_local, kernel/sched/clock.c, Linux 7.3), as with an emulated one on a busy host.
+					Clockid: unix.CLOCK_MONOTONIC,
+					Bp_type: 4, // HW_BREAKPOINT_X, include/uapi/linux/hw_breakpoint.h
+					Ext1:    address,
+					Ext2:    uint64(unsafe.Sizeof(uintptr(0))),
 				}, tid, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
 				if err != nil {
 					t.Fatalf("a breakpoint at %#x of thread %d: %v", address, tid, err)
@@ -116,7 +119,7 @@ func (w *callWatch) read(t *testing.T) map[uint32][]watchedCall {
 			}
 		}
 	}
-	slices.SortFunc(hits, func(a, b hit) int { return cmp.Compare(a.at, b.at) })
+	slices.SortStableFunc(hits, func(a, b hit) int { return cmp.Compare(a.at, b.at) })
 	calls := map[uint32][]watchedCall{}
 	for _, h := range hits {
 		thread := calls[h.tid]

@@ -11,7 +11,6 @@ import (
 
 // When the daemon is told to end, the calls under way are answered, and nothing else is begun.
 func TestStop(t *testing.T) {
-	inVM(t)
 	d, idle := serve(t)
 	device := holdDevice(t)
 	defer device.Close()
@@ -33,7 +32,7 @@ func TestStop(t *testing.T) {
 		if err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
-		s, err := r.session("/vmm.service", fmt.Sprintf("ram%d", i))
+		s, err := r.session(here.me.owner, fmt.Sprintf("ram%d", i))
 		if err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
