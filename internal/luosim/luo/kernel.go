@@ -79,12 +79,6 @@ func (k *Kernel) OpenDevice() (int, unix.Errno) {
 	return fd, 0
 }
 
-// CloseDevice takes back an opening that the task didn't get.
-func (k *Kernel) CloseDevice() {
-	k.device.Discard()
-	k.device = nil
-}
-
 // IsDevice tells whether the file is the device's, opened.
 func (k *Kernel) IsDevice(h Handle) bool { return h == k.device }
 
@@ -95,6 +89,15 @@ func (k *Kernel) Session(h Handle) *Session { return k.sessions[h] }
 // and none of the prefix that memfd_create() gives (memfd_luo_retrieve() in mm/memfd_luo.c).
 func (k *Kernel) FileLink(dev, ino uint64) (link string, ok bool) {
 	return "/ (deleted)", k.retrieved[inode{dev, ino}]
+}
+
+// Tidy gives back what was kept for files that nobody holds any more. Whatever depends on that looks by itself.
+func (k *Kernel) Tidy() {
+	if k.device != nil && !k.device.Alive() {
+		k.device.Discard()
+		k.device = nil
+	}
+	k.sweep()
 }
 
 // sweepSometimes keeps the number of sessions that nobody holds any more below that of the others.

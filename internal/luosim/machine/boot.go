@@ -39,6 +39,7 @@ type boot struct {
 	handles  *handles
 	loaded   bool // a kernel, by kexec_file_load() or kexec_load()
 	handover bool // by the former
+	calls    int  // answered
 	log      io.Writer
 	said     map[string]bool
 
@@ -122,6 +123,8 @@ func (b *boot) serve(l *notify.Listener) *server {
 					return
 				}
 			default:
+				fmt.Fprintln(b.log, "luosim: waiting for system calls:", err)
+				b.end(endSignal)
 				return
 			}
 		}
@@ -153,11 +156,17 @@ func preempt() {
 	}
 }
 
+const tidyEvery = 4096
+
 func (b *boot) answer(c *call) {
 	if b.over() {
 		// Some of the tree are dead, others not yet. What the living do can't change any more what goes over, and what the
 		// dead held must not look as if it had been closed.
 		return
+	}
+	// As long as there are none of our files, most calls are seen at once to have nothing to do with them.
+	if b.calls++; b.calls%tidyEvery == 0 && !b.handles.Empty() {
+		b.kernel.Tidy()
 	}
 	do := byNumber[callKey{c.IsCompat(), c.Number}]
 	if do == nil {

@@ -39,7 +39,7 @@ func (b *boot) fstat(c *call) verdict {
 	}
 	st, err := b.pseudo(devicePath)
 	if err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	return result(c.Write(c.Args[1], bytesOf(&st)))
 }
@@ -58,7 +58,7 @@ func (b *boot) lseek(c *call) verdict {
 	if b.ours(c, c.argInt(0)) == nil {
 		return cont
 	}
-	return fails(unix.ESPIPE)
+	return result(unix.ESPIPE)
 }
 
 // epollCtl refuses sessions and the device: they have no poll operation (ep_insert() in fs/eventpoll.c), and are no
@@ -66,12 +66,12 @@ func (b *boot) lseek(c *call) verdict {
 func (b *boot) epollCtl(c *call) verdict {
 	if b.ours(c, c.argInt(2)) != nil {
 		if _, err := os.Stat(c.proc("fd/" + strconv.Itoa(int(c.argInt(0))))); err != nil {
-			return fails(unix.EBADF)
+			return result(unix.EBADF)
 		}
-		return fails(unix.EPERM)
+		return result(unix.EPERM)
 	}
 	if b.ours(c, c.argInt(0)) != nil {
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	return cont
 }
@@ -132,7 +132,7 @@ func (b *boot) poll(c *call) verdict {
 		binary.NativeEndian.PutUint16(raw[i*size+6:], uint16(p.Revents))
 	}
 	if err := c.Write(c.Args[0], raw); err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	return gives(count)
 }
@@ -205,7 +205,7 @@ func (b *boot) ftruncate(c *call) verdict {
 	if length == size {
 		return cont
 	}
-	return fails(unix.EPERM)
+	return result(unix.EPERM)
 }
 
 // fallocate is the beginning of shmem_fallocate() (mm/shmem.c).
@@ -222,8 +222,11 @@ func (b *boot) fallocate(c *call) verdict {
 		return cont
 	}
 	defer unix.Close(own)
-	return fails(unix.EPERM)
+	return result(unix.EPERM)
 }
+
+// transferMax is what one call transfers at most (MAX_RW_COUNT in include/linux/fs.h).
+const transferMax = 0x7ffff000
 
 // How a write's bytes are given.
 const (
@@ -231,7 +234,11 @@ const (
 	vector
 )
 
-const rwfAppend = 0x10
+// Flags of pwritev2() and preadv2() (include/uapi/linux/fs.h).
+const (
+	rwfNowait = 0x08
+	rwfAppend = 0x10
+)
 
 // write is the end of shmem_write_begin() (mm/shmem.c): what fits is written.
 func (b *boot) write(c *call, kind, positionArg int) verdict {
@@ -274,12 +281,12 @@ func (b *boot) writeAt(c *call, kind, positionArg int, rwf int32) verdict {
 	}
 	length := int64(0)
 	for _, p := range pieces {
-		length += int64(p.Len)
+		length = min(length+int64(p.Len), transferMax)
 	}
 	fits, err := luo.Fits(size, position, length)
 	switch {
 	case err != 0:
-		return fails(err)
+		return result(err)
 	case fits == length:
 		return cont
 	}
@@ -287,7 +294,7 @@ func (b *boot) writeAt(c *call, kind, positionArg int, rwf int32) verdict {
 	for _, p := range pieces {
 		n := min(int(p.Len), int(fits)-len(data))
 		if err := c.Read(uint64(p.Base), data[len(data):len(data)+n]); err != 0 {
-			return fails(err)
+			return result(err)
 		}
 		data = data[:len(data)+n]
 	}
@@ -299,7 +306,7 @@ func (b *boot) writeAt(c *call, kind, positionArg int, rwf int32) verdict {
 		n, writeErr = unix.Write(own, data)
 	}
 	if writeErr != nil {
-		return fails(writeErr.(unix.Errno))
+		return result(writeErr.(unix.Errno))
 	}
 	return gives(int64(n))
 }
@@ -362,14 +369,14 @@ func (b *boot) move(c *call, t transfer) verdict {
 	defer unix.Close(source)
 	to, toErr := c.position(t.outAt, own)
 	from, fromErr := c.position(t.inAt, source)
-	count := min(int64(c.Args[t.count]), waiting(source, from))
+	count := min(int64(c.Args[t.count]), waiting(source, from), transferMax)
 	if toErr != nil || count <= 0 {
 		return cont
 	}
 	fits, err := luo.Fits(size, to, count)
 	switch {
 	case err != 0:
-		return fails(err)
+		return result(err)
 	case fits == count:
 		return cont
 	}
@@ -377,14 +384,14 @@ func (b *boot) move(c *call, t transfer) verdict {
 	n, readErr := 0, error(nil)
 	if fromErr == nil {
 		n, readErr = unix.Pread(source, data, from)
-	} else {
-		n, readErr = unix.Read(source, data)
+	} else if n, readErr = unix.Preadv2(source, [][]byte{data}, -1, rwfNowait); readErr == unix.EAGAIN {
+		return cont // somebody else was faster; the caller may wait, and we may not
 	}
 	if readErr == nil {
 		n, readErr = unix.Pwrite(own, data[:n], to)
 	}
 	if readErr != nil {
-		return fails(readErr.(unix.Errno))
+		return result(readErr.(unix.Errno))
 	}
 	c.moved(t.outAt, own, to+int64(n))
 	if fromErr == nil {
@@ -447,7 +454,7 @@ func (b *boot) addSeals(c *call) verdict {
 		seals |= unix.F_SEAL_WRITE
 	}
 	if seals&unix.F_SEAL_WRITE != 0 && has&unix.F_SEAL_WRITE == 0 && size > 0 {
-		return fails(unix.EBUSY)
+		return result(unix.EBUSY)
 	}
 	return cont
 }

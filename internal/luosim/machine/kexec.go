@@ -20,7 +20,7 @@ const (
 func (b *boot) kexecFileLoad(c *call) verdict {
 	flags := c.Args[4]
 	if flags&^kexecKnown != 0 {
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	crash := flags&kexecOnCrash != 0
 	if flags&kexecUnload != 0 {
@@ -30,18 +30,18 @@ func (b *boot) kexecFileLoad(c *call) verdict {
 		return gives(0)
 	}
 	if !c.isReadable(c.argInt(0)) {
-		return fails(unix.EBADF)
+		return result(unix.EBADF)
 	}
 	if flags&kexecNoInitrd == 0 && !c.isReadable(c.argInt(1)) {
-		return fails(unix.EBADF)
+		return result(unix.EBADF)
 	}
 	if n := c.Args[2]; n > 0 {
 		var last [1]byte
 		if err := c.Read(c.Args[3]+n-1, last[:]); err != 0 {
-			return fails(err)
+			return result(err)
 		}
 		if last[0] != 0 {
-			return fails(unix.EINVAL)
+			return result(unix.EINVAL)
 		}
 	}
 	if !crash {
@@ -71,20 +71,20 @@ func (b *boot) kexecLoad(c *call) verdict {
 // reboot is the system call (kernel/reboot.c).
 func (b *boot) reboot(c *call) verdict {
 	if uint32(c.Args[0]) != unix.LINUX_REBOOT_MAGIC1 {
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	switch uint32(c.Args[1]) {
 	case 672274793, 85072278, 369367448, 537993216: // LINUX_REBOOT_MAGIC2 to 2C (include/uapi/linux/reboot.h)
 	default:
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	switch uint32(c.Args[2]) {
 	case unix.LINUX_REBOOT_CMD_KEXEC:
 		if !b.loaded {
-			return fails(unix.EINVAL)
+			return result(unix.EINVAL)
 		}
 		if err := b.kernel.Freeze(); err != 0 {
-			return fails(err)
+			return result(err)
 		}
 		b.end(endKexec)
 	case unix.LINUX_REBOOT_CMD_RESTART, unix.LINUX_REBOOT_CMD_RESTART2:
@@ -94,17 +94,17 @@ func (b *boot) reboot(c *call) verdict {
 	case unix.LINUX_REBOOT_CMD_CAD_ON, unix.LINUX_REBOOT_CMD_CAD_OFF:
 		return gives(0)
 	default:
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	return verdict{kind: gone}
 }
 
 func (b *boot) ioUring(c *call) verdict {
 	b.say("io_uring", "%s wants io_uring, whose operations can't be seen from outside: it is told that this kernel has none (ENOSYS)", c.who())
-	return fails(unix.ENOSYS)
+	return result(unix.ENOSYS)
 }
 
 func (b *boot) ownListener(c *call) verdict {
 	b.say("listener", "%s wants a seccomp listener of its own, and a process can have only one: it is refused (EBUSY)", c.who())
-	return fails(unix.EBUSY)
+	return result(unix.EBUSY)
 }

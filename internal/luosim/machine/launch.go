@@ -23,7 +23,7 @@ import (
 const launcherName = "luosim: launcher"
 
 func init() {
-	if len(os.Args) > 2 && os.Args[0] == launcherName {
+	if len(os.Args) > 2 && os.Args[0] == launcherName && !privileged() {
 		runtime.LockOSThread()
 		os.Exit(becomeCommand(os.Args[1], os.Args[2:]))
 	}

@@ -104,7 +104,7 @@ func (b *boot) openFile(c *call, dirArg, pathArg int, flags uint64) verdict {
 	}
 	if flags&unix.O_TRUNC != 0 {
 		if size, frozen := b.namesFrozen(c, dirArg, pathArg); frozen && size > 0 {
-			return fails(unix.EPERM)
+			return result(unix.EPERM)
 		}
 	}
 	switch {
@@ -128,25 +128,25 @@ func (b *boot) openat2(c *call) verdict {
 func (b *boot) openDevice(c *call, flags uint64) verdict {
 	switch {
 	case !b.kernel.Present():
-		return fails(unix.ENOENT)
+		return result(unix.ENOENT)
 	case flags&unix.O_PATH != 0:
 		// A descriptor of that kind can't be given away, and only fstat() tells much about it.
 		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return fails(unix.ENOENT)
+			return result(unix.ENOENT)
 		}
 		defer unix.Close(fd)
 		return b.giveFile(c, fd, flags)
 	case !c.Room():
-		return fails(unix.EMFILE)
+		return result(unix.EMFILE)
 	case flags&(unix.O_CREAT|unix.O_EXCL) == unix.O_CREAT|unix.O_EXCL:
-		return fails(unix.EEXIST)
+		return result(unix.EEXIST)
 	case flags&unix.O_DIRECTORY != 0:
-		return fails(unix.ENOTDIR)
+		return result(unix.ENOTDIR)
 	}
 	fd, err := b.kernel.OpenDevice()
 	if err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	defer unix.Close(fd)
 	if flags&unix.O_NONBLOCK != 0 {
@@ -158,19 +158,19 @@ func (b *boot) openDevice(c *call, flags uint64) verdict {
 // openText gives the caller a file that holds the text and can't be changed.
 func (b *boot) openText(c *call, flags uint64, text string) verdict {
 	if flags&unix.O_ACCMODE != unix.O_RDONLY {
-		return fails(unix.EACCES)
+		return result(unix.EACCES)
 	}
 	fd, err := unix.MemfdCreate("luosim", unix.MFD_CLOEXEC)
 	if err != nil {
-		return fails(unix.ENOMEM)
+		return result(unix.ENOMEM)
 	}
 	defer unix.Close(fd)
 	if _, err := unix.Write(fd, []byte(text)); err != nil {
-		return fails(unix.EIO)
+		return result(unix.EIO)
 	}
 	reader, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fails(unix.EIO)
+		return result(unix.EIO)
 	}
 	defer unix.Close(reader)
 	return b.giveFile(c, reader, flags)
@@ -181,7 +181,7 @@ func (b *boot) giveFile(c *call, fd int, flags uint64) verdict {
 	case 0, unix.ENOENT: // or the caller is gone
 		return verdict{kind: gone}
 	default:
-		return fails(err)
+		return result(err)
 	}
 }
 
@@ -193,9 +193,9 @@ func (b *boot) access(c *call, dirArg, pathArg, modeArg int) verdict {
 	mode := c.argInt(modeArg)
 	switch {
 	case target == devicePath && !b.kernel.Present():
-		return fails(unix.ENOENT)
+		return result(unix.ENOENT)
 	case mode&unix.X_OK != 0, target != devicePath && mode&unix.W_OK != 0:
-		return fails(unix.EACCES)
+		return result(unix.EACCES)
 	}
 	return gives(0)
 }
@@ -208,9 +208,9 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 	}
 	if bases[path.Base(name)] {
 		if target := b.target(c, dirArg, pathArg); target == devicePath && !b.kernel.Present() {
-			return fails(unix.ENOENT)
+			return result(unix.ENOENT)
 		} else if target != "" {
-			return fails(unix.EINVAL)
+			return result(unix.EINVAL)
 		}
 	}
 	pid, fd := c.descriptor(dirArg, name)
@@ -237,17 +237,17 @@ func (b *boot) readlink(c *call, dirArg, pathArg, bufArg int) verdict {
 			return cont
 		}
 		if link, err = s.Link(); err != 0 {
-			return fails(err)
+			return result(err)
 		}
 	}
 	size := c.argInt(bufArg + 1)
 	if size <= 0 {
-		return fails(unix.EINVAL)
+		return result(unix.EINVAL)
 	}
 	text := []byte(link)
 	text = text[:min(len(text), int(size))]
 	if err := c.Write(c.Args[bufArg], text); err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	return gives(int64(len(text)))
 }
@@ -306,7 +306,7 @@ func (b *boot) namesFrozen(c *call, dirArg, pathArg int) (size int64, frozen boo
 func (b *boot) truncate(c *call) verdict {
 	length := int64(c.Args[1])
 	if size, frozen := b.namesFrozen(c, none, 0); frozen && length >= 0 && length != size {
-		return fails(unix.EPERM)
+		return result(unix.EPERM)
 	}
 	return cont
 }
@@ -370,7 +370,7 @@ func (b *boot) stat(c *call, dirArg, pathArg, bufArg int, flags int32) verdict {
 	}
 	st, err := b.pseudo(target)
 	if err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	return result(c.Write(c.Args[bufArg], bytesOf(&st)))
 }
@@ -382,7 +382,7 @@ func (b *boot) statx(c *call) verdict {
 	}
 	st, err := b.pseudo(target)
 	if err != 0 {
-		return fails(err)
+		return result(err)
 	}
 	x := unix.Statx_t{
 		Mask: unix.STATX_BASIC_STATS, Blksize: uint32(st.Blksize), Nlink: uint32(st.Nlink), Uid: st.Uid, Gid: st.Gid,

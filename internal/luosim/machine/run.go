@@ -59,6 +59,7 @@ func run(c Config) (status int, err error) {
 		signals = c.signals
 	}
 
+	asked := &signalled{}
 	terminal := rememberTerminal()
 	defer terminal.close()
 	table := &handles{handle.NewTable()}
@@ -70,7 +71,7 @@ func run(c Config) (status int, err error) {
 			log: c.Log, said: map[string]bool{}, ended: make(chan struct{}), abandoned: c.abandoned,
 		}
 		unix.ClockGettime(unix.CLOCK_REALTIME, &b.started)
-		status, err := b.run(c.Command, signals)
+		status, err := b.run(c.Command, signals, asked)
 		if err != nil {
 			return 1, err
 		}
@@ -89,7 +90,7 @@ func run(c Config) (status int, err error) {
 }
 
 // run starts COMMAND and returns when nothing of it is left.
-func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
+func (b *boot) run(command []string, signals <-chan os.Signal, asked *signalled) (int, error) {
 	first, listener, launched, err := b.start(command)
 	if err != nil {
 		var no *notStarted
@@ -103,7 +104,7 @@ func (b *boot) run(command []string, signals <-chan os.Signal) (int, error) {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		b.watch(first, signals)
+		b.watch(first, signals, asked)
 	}()
 
 	status := b.reap(first)
@@ -135,32 +136,34 @@ const (
 	impatience = 2 * time.Second
 )
 
+// signalled is what has come of signals, over all boots.
+type signalled struct {
+	late       <-chan time.Time // when COMMAND's time is up, once there was one
+	interrupts []time.Time      // from the terminal
+}
+
 // watch passes signals on, and kills everything once the boot has ended.
-func (b *boot) watch(first int, signals <-chan os.Signal) {
-	var late <-chan time.Time
-	var interrupts []time.Time
+func (b *boot) watch(first int, signals <-chan os.Signal, asked *signalled) {
 	for {
 		select {
 		case s := <-signals:
 			// A terminal's go to all in the foreground, and an interactive program lives on with them.
 			if (s == unix.SIGINT || s == unix.SIGQUIT) && inForeground() {
-				interrupts = append(interrupts, time.Now())
-				if n := len(interrupts); n < impatient || interrupts[n-1].Sub(interrupts[n-impatient]) > impatience {
+				asked.interrupts = append(asked.interrupts, time.Now())
+				if n := len(asked.interrupts); n < impatient || asked.interrupts[n-1].Sub(asked.interrupts[n-impatient]) > impatience {
 					continue
 				}
 				b.end(endSignal)
 				break
 			}
-			if late != nil { // the second one
+			if asked.late != nil { // the second one
 				b.end(endSignal)
 				break
 			}
 			unix.Kill(first, s.(unix.Signal))
-			timer := time.NewTimer(grace)
-			defer timer.Stop()
-			late = timer.C
+			asked.late = time.After(grace)
 			continue
-		case <-late:
+		case <-asked.late:
 			b.end(endSignal)
 		case <-b.abandoned:
 			b.end(endSignal)

@@ -28,11 +28,9 @@ const (
 
 var cont = verdict{kind: proceed}
 
-func fails(err unix.Errno) verdict { return verdict{kind: answered, err: err} }
-
 func gives(value int64) verdict { return verdict{kind: answered, value: value} }
 
-// result is for calls that return 0 or an error.
+// result is an error, or 0.
 func result(err unix.Errno) verdict { return verdict{kind: answered, err: err} }
 
 // handler decides on a system call.
@@ -41,7 +39,7 @@ type handler struct {
 	do func(*boot, *call) verdict
 }
 
-// at is the position of an argument; none says that the call doesn't have it.
+// none stands for an argument that a call doesn't have.
 const none = -1
 
 // handlers are all system calls that are caught.
@@ -118,7 +116,7 @@ func (b *boot) compatOpen(c *call, dirArg, pathArg int) verdict {
 
 func (b *boot) compatCall(c *call) verdict {
 	b.say("compat", "%s is a 32-bit program, which isn't emulated: its calls for live update and kexec fail (ENOSYS)", c.who())
-	return fails(unix.ENOSYS)
+	return result(unix.ENOSYS)
 }
 
 func rule(number uintptr, when ...notify.Condition) notify.Rule {
