@@ -152,21 +152,18 @@ func Run(c Config) (status int, err error) {
 			write.Write([]byte{byte(signal.(unix.Signal))})
 		}
 	}()
+	killed := false
 	for {
-		var ws unix.WaitStatus
-		ended, err := unix.Wait4(-1, &ws, 0, nil)
+		ended, ws, err := nextChild(killed)
 		switch {
-		case err == unix.EINTR:
-			continue
 		case err != nil: // ECHILD
 			return status, nil
 		case ended == pid && ws.Signaled():
 			fmt.Fprintf(c.Log, "luosim: its supervisor was killed (%v): all that ran under it is ended\n", ws.Signal())
-			status = 1
+			status, killed = 1, true
 		case ended == pid:
-			status = ws.ExitStatus()
+			status, killed = ws.ExitStatus(), true
 		}
-		killTree() // what a supervisor left that was killed
 	}
 }
 

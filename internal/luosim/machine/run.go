@@ -178,21 +178,34 @@ func (b *boot) watch(first int, signals <-chan os.Signal, asked *signalled) {
 func (b *boot) reap(first int) int {
 	status := 0
 	for {
-		var ws unix.WaitStatus
-		pid, err := unix.Wait4(-1, &ws, 0, nil)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil: // ECHILD
+		pid, ws, err := nextChild(b.over())
+		if err != nil { // ECHILD
 			b.end(endExit)
 			return status
-		case pid == first:
+		}
+		if pid == first {
 			status = shellStatus(ws)
 			b.end(endExit)
 		}
-		if b.over() {
-			// Whoever forked while the others were killed left children that nobody has seen yet.
+	}
+}
+
+// nextChild waits for a child to end. With kill, the others shall end too: whoever forked while they were killed left
+// children that nobody has seen yet. But first come all that have ended already, as they can be many.
+func nextChild(kill bool) (pid int, ws unix.WaitStatus, err error) {
+	options := 0
+	if kill {
+		options = unix.WNOHANG
+	}
+	for {
+		pid, err = unix.Wait4(-1, &ws, options, nil)
+		switch {
+		case err == unix.EINTR:
+		case pid == 0 && err == nil:
 			killTree()
+			options = 0
+		default:
+			return pid, ws, err
 		}
 	}
 }
