@@ -27,13 +27,16 @@ func killTree() {
 			}
 		}
 	}
-	parents := map[int]int{}
-	for todo := children[os.Getpid()]; len(todo) > 0; todo = todo[1:] {
-		for _, child := range children[todo[0]] {
-			parents[child] = todo[0]
-			todo = append(todo, child)
+	type process struct{ pid, parent int }
+	var todo []process
+	descend := func(parent int) {
+		for _, pid := range children[parent] {
+			todo = append(todo, process{pid, parent})
 		}
-		kill(todo[0], parents[todo[0]])
+	}
+	for descend(os.Getpid()); len(todo) > 0; todo = todo[1:] {
+		descend(todo[0].pid)
+		kill(todo[0].pid, todo[0].parent)
 	}
 }
 
