@@ -61,19 +61,37 @@ func (b *boot) lseek(c *call) verdict {
 	return result(unix.ESPIPE)
 }
 
-// epollCtl refuses sessions and the device: they have no poll operation (ep_insert() in fs/eventpoll.c), and are no
-// epoll instances to the caller.
+// epollCtl refuses sessions and the device: they have no poll operation, and are no epoll instances to the caller. The
+// order is that of do_epoll_ctl() (fs/eventpoll.c).
 func (b *boot) epollCtl(c *call) verdict {
-	if b.ours(c, c.argInt(2)) != nil {
-		if _, err := os.Stat(c.proc("fd/" + strconv.Itoa(int(c.argInt(0))))); err != nil {
-			return result(unix.EBADF)
+	target := b.ours(c, c.argInt(2)) != nil
+	if !target && b.ours(c, c.argInt(0)) == nil {
+		return cont
+	}
+	if _, err := os.Stat(c.proc("fd/" + strconv.Itoa(int(c.argInt(0))))); err != nil {
+		return result(unix.EBADF)
+	}
+	if !target {
+		own, err := c.File(c.argInt(2))
+		if err != 0 {
+			return result(err)
 		}
-		return result(unix.EPERM)
+		defer unix.Close(own)
+		if canPoll(own) {
+			return result(unix.EINVAL)
+		}
 	}
-	if b.ours(c, c.argInt(0)) != nil {
-		return result(unix.EINVAL)
+	return result(unix.EPERM)
+}
+
+// canPoll tells whether a file has a poll operation, by the kernel's own answer.
+func canPoll(fd int) bool {
+	instance, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return true
 	}
-	return cont
+	defer unix.Close(instance)
+	return unix.EpollCtl(instance, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{}) != unix.EPERM
 }
 
 // alwaysReady is what poll says of a file without a poll operation (DEFAULT_POLLMASK).

@@ -539,6 +539,7 @@ var kinds = map[string]func(r *runner, o op) (string, error){
 		return "", fail(errno)
 	},
 	"load-kernel": loadKernel,
+	"wrong":       wrongArgument,
 	"truncatepath": func(r *runner, o op) (string, error) {
 		return "", unix.Truncate(fmt.Sprintf("/proc/self/fd/%d", r.fds[o.A]), o.M)
 	},
