@@ -24,6 +24,7 @@ install: build ## into $(DESTDIR), where a distribution would
 	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfastd.service
 	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/varlink api/io.holdfast.Sessions.varlink
+	install -D -m 0644 packaging/policy/example.toml $(DESTDIR)$(PREFIX)/share/doc/holdfast/policy.example.toml
 	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	bin/holdfast completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/holdfast
 	bin/holdfast completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_holdfast

@@ -39,10 +39,8 @@ func dial(t *testing.T) *holdfast.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &orchestrator.Orchestrator{
-		Cgroups: cgroups, Log: slog.New(slog.DiscardHandler),
-		Policy: policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}},
-	}
+	o := &orchestrator.Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
+	o.SetPolicy(&policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}})
 	path := filepath.Join(t.TempDir(), "io.holdfast")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {

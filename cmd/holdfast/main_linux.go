@@ -32,7 +32,8 @@ Environment:
 const example = `  holdfast status
   systemd-run --unit=cache -p FileDescriptorStoreMax=16 -p FileDescriptorStorePreserve=yes \
       holdfast acquire ram -- /usr/bin/cache
-  holdfast identify --fd 3`
+  holdfast identify --fd 3
+  holdfast policy explain --unit cache.service ram`
 
 // exitError ends the program with a status of its own.
 type exitError struct {
@@ -50,7 +51,7 @@ func main() {
 		Args: cobra.NoArgs,
 	}
 	root.SetVersionTemplate("holdfast {{.Version}}\n")
-	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(), versionCommand())
+	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(), policyCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	// It runs once arguments and flags have been found right: what fails before it is wrong usage.
 	understood := false
@@ -60,8 +61,10 @@ func main() {
 		return errors.New("a command is missing")
 	}
 	root.RunE = incomplete
-	if completion, _, err := root.Find([]string{"completion"}); err == nil {
-		completion.RunE = incomplete
+	for _, group := range []string{"completion", "policy"} {
+		if cmd, _, err := root.Find([]string{group}); err == nil {
+			cmd.RunE = incomplete
+		}
 	}
 
 	cmd, err := root.ExecuteC()

@@ -97,6 +97,18 @@ func TestUsage(t *testing.T) {
 		{"acquire x --timeout soon -- true", "timeout"},
 		{"identify x", "x"},
 		{"identify --fd -1", "--fd"},
+		{"policy", "a command is missing; see holdfast policy --help"},
+		{"policy nonsense", "nonsense"},
+		{"policy explain", "one of --pid, --unit and --cgroup; see holdfast policy explain --help"},
+		{"policy explain ram", "one of --pid, --unit and --cgroup; see holdfast policy explain --help"},
+		{"policy explain --pid 1 --unit a.service", "one of --pid, --unit and --cgroup; see holdfast policy explain --help"},
+		{"policy explain --pid 0", "PID"},
+		{"policy explain --pid x", "--pid"},
+		{"policy explain --cgroup system.slice/a.service", "begins with /"},
+		{"policy explain --unit a", "no name of a .service or .scope"},
+		{"policy explain --unit ../a.service", "no name of a .service or .scope"},
+		{"policy explain --cgroup / --uid -1", "--uid"},
+		{"policy explain --cgroup / ram rom", `"rom" is too many`},
 		{"completion", "a command is missing; see holdfast completion --help"},
 		{"completion tcsh", "tcsh"},
 	} {
@@ -110,7 +122,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, name := range []string{"", "status", "acquire", "identify", "version"} {
+	for _, name := range []string{"", "status", "acquire", "identify", "policy", "policy check", "policy explain", "version"} {
 		r := tool(t, nowhere, strings.Fields(name+" --help")...)
 		if r.status != 0 || r.stderr != "" || !strings.Contains(r.stdout, "Examples:\n  ") {
 			t.Errorf("holdfast %s --help: exit status %d, stderr %q, stdout without an example:\n%s", name, r.status, r.stderr, r.stdout)
@@ -258,7 +270,15 @@ func TestCommandCannotRun(t *testing.T) {
 }
 
 // startDaemon runs a real holdfastd and returns where it listens.
-func startDaemon(t *testing.T) (address string) {
+func startDaemon(t *testing.T, args ...string) (address string) {
+	t.Helper()
+	address, _, notify := runDaemon(t, args...)
+	notify.Close()
+	return address
+}
+
+// runDaemon returns the process too, and what it tells systemd with.
+func runDaemon(t *testing.T, args ...string) (address string, process *os.Process, notify *net.UnixConn) {
 	t.Helper()
 	dir := t.TempDir()
 	address = filepath.Join(dir, "io.holdfast")
@@ -267,8 +287,8 @@ func startDaemon(t *testing.T) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer notify.Close()
-	daemon := exec.Command(filepath.Join(binaries, "holdfastd"), "--listen", address)
+	t.Cleanup(func() { notify.Close() })
+	daemon := exec.Command(filepath.Join(binaries, "holdfastd"), append([]string{"--listen", address, "--policy", filepath.Join(dir, "policy.d")}, args...)...)
 	daemon.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify.LocalAddr().String())
 	var log strings.Builder
 	daemon.Stdout, daemon.Stderr = &log, &log
@@ -289,11 +309,21 @@ func startDaemon(t *testing.T) (address string) {
 			t.Logf("holdfastd's log:\n%s", log.String())
 		}
 	})
-	message := make([]byte, 4096)
-	if n, err := notify.Read(message); err != nil || !strings.Contains(string(message[:n]), "READY=1") {
-		t.Fatalf("waiting for holdfastd: %q, %v", message[:n], err)
+	if said := told(t, notify); !strings.Contains(said, "READY=1") {
+		t.Fatalf("waiting for holdfastd: %q", said)
 	}
-	return address
+	return address, daemon.Process, notify
+}
+
+// told waits for the next thing that the daemon tells systemd.
+func told(t *testing.T, notify *net.UnixConn) string {
+	t.Helper()
+	message := make([]byte, 4096)
+	n, err := notify.Read(message)
+	if err != nil {
+		t.Fatalf("waiting for holdfastd: %v", err)
+	}
+	return string(message[:n])
 }
 
 // inUnit makes a cgroup, a path like that of a unit, and returns what has a command run in it.

@@ -28,7 +28,7 @@ Exit status: 0 if sessions can be had; 1 if not, with the reason and what to do
 about it on standard error.
 
 With --json: ready; problem and hint where not ready (the problem is a word:
-noDevice, notEnabled, handoverFailed, noOrchestrator, …); kernel with release,
+noDevice, notEnabled, handoverFailed, policyBroken, noOrchestrator, …); kernel with release,
 device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe answers it,
 or null; systemd with version and carriesStores, or null where it isn't PID 1.`
 
@@ -57,6 +57,10 @@ type orchestratorStatus struct {
 	Keeper  string `json:"keeper"`
 	NameMax int    `json:"nameMax"`
 	Problem string `json:"problem,omitempty"`
+}
+
+func orchestratorOf(d holdfast.Description) *orchestratorStatus {
+	return &orchestratorStatus{d.Version, d.Keeper, d.NameMax, d.Problem}
 }
 
 type systemdStatus struct {
@@ -106,11 +110,14 @@ func look(ctx context.Context) *status {
 	switch {
 	case err != nil:
 		s.Problem, s.err = "noOrchestrator", err
+	case description.Problem == "policyBroken":
+		s.Problem, s.err = description.Problem, errors.New("the policy is broken, and what its broken files would decide is denied; see holdfast policy check, then systemctl reload holdfastd")
+		s.Orchestrator = orchestratorOf(description)
 	case description.Problem != "":
 		s.Problem, s.err = description.Problem, notReady(description.Problem)
 		fallthrough
 	default:
-		s.Orchestrator = &orchestratorStatus{description.Version, description.Keeper, description.NameMax, description.Problem}
+		s.Orchestrator = orchestratorOf(description)
 	}
 	// Without holdfastd it looks for itself: starting it would not help on a kernel that isn't ready.
 	var kernel *holdfast.Error

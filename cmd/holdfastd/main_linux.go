@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/holdfast-project/holdfast"
@@ -29,6 +31,10 @@ const usage = `holdfastd hands out live update sessions to services that ask for
 It is started by systemd (holdfastd.socket, holdfastd.service), which hands it the listening socket. It keeps no
 state: it may be stopped, killed, restarted and upgraded at any time.
 
+Who may have sessions is said by the policy in /etc/holdfast/policy.d and
+/usr/lib/holdfast/policy.d (holdfast policy --help). SIGHUP has it read anew; if there is
+something wrong with it, the old one stays.
+
 Usage: holdfastd [options]
 
 `
@@ -40,7 +46,12 @@ func main() {
 	}
 	listen := flag.String("listen", "", "listen on this unix socket, where systemd doesn't hand one over (usually "+holdfast.Address+")")
 	uidOwners := flag.Bool("uid-owners", false, "give sessions to processes outside any unit too; all those of uid N are one owner, uid/N.\nThe unit that holdfastd itself runs in doesn't count as one.\nFor hosts without units, and for trying things out: see docs/security.md")
-	debug := flag.Bool("debug", false, "log more")
+	var dirs []string
+	flag.Func("policy", "read the policy from this `DIRECTORY`; may be given several times, the first masks the others\n(default "+strings.Join(policy.Dirs, ", ")+")", func(dir string) error {
+		dirs = append(dirs, dir)
+		return nil
+	})
+	verbose := flag.Bool("debug", false, "log more")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -52,16 +63,21 @@ func main() {
 		return
 	}
 	level := slog.LevelInfo
-	if *debug {
+	if *verbose {
 		level = slog.LevelDebug
 	}
+	if dirs == nil {
+		dirs = policy.Dirs
+	}
 	log, flush := journal.New(level)
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// The device takes one at a time. With one processor a request needs no other thread, and the log line is written
 	// once the answer is on its way.
 	runtime.GOMAXPROCS(1)
-	err := run(ctx, log, flush, *listen, *uidOwners)
+	err := run(ctx, log, flush, reload, *listen, &source{dirs, *uidOwners})
 	if err != nil {
 		log.Error("holdfastd ends", "error", err)
 	}
@@ -71,17 +87,23 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, log *slog.Logger, flush func(), path string, uidOwners bool) error {
+func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.Signal, path string, source *source) error {
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		return err
 	}
 	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log}
-	if uidOwners {
-		if o.Policy.UIDOwners, err = byUID(); err != nil {
-			return err
-		}
+	rules, err := source.load(log)
+	if rules == nil {
+		return err
 	}
+	status := "STATUS="
+	if err != nil {
+		// What the broken files would decide is denied, which is safe, and all else is served.
+		log.Error("the policy is broken: what its broken files would decide is denied", "file", rules.Broken())
+		status += "The policy is broken: " + err.Error()
+	}
+	o.SetPolicy(rules)
 	listener, err := listenOn(path)
 	if err != nil {
 		return err
@@ -91,20 +113,92 @@ func run(ctx context.Context, log *slog.Logger, flush func(), path string, uidOw
 		// It serves all the same, since clients shall be told why.
 		log.Warn("sessions can't be had", "reason", err)
 	}
-	if err := systemd.Notify("READY=1"); err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
+	if err := systemd.Notify("READY=1\n" + line(status)); err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
 		log.Warn("systemd was not told that holdfastd is ready", "error", err)
 	}
 	serving, startOver := context.WithCancel(ctx)
 	defer startOver()
 	if path == "" {
-		o.StartOver = startOver
+		o.StartOver = func() {
+			// The new one would not have the old policy any more.
+			if _, err := source.load(nil); err != nil {
+				debug.FreeOSMemory()
+				return
+			}
+			startOver()
+		}
 	}
+	reloading := make(chan struct{})
+	go func() {
+		defer close(reloading)
+		for {
+			select {
+			case <-reload:
+				source.reload(o, log)
+			case <-serving.Done():
+				return
+			}
+		}
+	}()
 	if err := o.Server().Serve(serving, listener); err != nil || ctx.Err() != nil {
 		return err
 	}
 	log.Debug("starting over, to give back memory")
+	<-reloading
+	// What comes now would end the new one before it listens for it; it reads the policy anyway.
+	signal.Ignore(syscall.SIGHUP)
 	flush()
 	return systemd.StartOver(listener)
+}
+
+// source is where the policy comes from.
+type source struct {
+	dirs      []string
+	uidOwners bool
+}
+
+// load reads the policy, and logs what is wrong with it; log may be nil. Where files are broken there is an error, and
+// the policy denies what they would decide.
+func (s *source) load(log *slog.Logger) (*policy.Policy, error) {
+	rules, err := policy.Load(s.dirs...)
+	if problems, ok := errors.AsType[policy.Problems](err); ok && log != nil {
+		for _, p := range problems {
+			log.Error("the policy has a problem", "at", p.String())
+		}
+	}
+	if s.uidOwners {
+		byUID, err := byUID()
+		if err != nil {
+			return nil, err
+		}
+		rules.UIDOwners = byUID
+	}
+	return rules, err
+}
+
+// reload has the policy that is there now decide, unless there is something wrong with it.
+func (s *source) reload(o *orchestrator.Orchestrator, log *slog.Logger) {
+	tell := func(err error) {
+		if err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
+			log.Warn("systemd was not told of the reload", "error", err)
+		}
+	}
+	tell(systemd.NotifyReloading())
+	status := "STATUS="
+	rules, err := s.load(log)
+	if err != nil {
+		log.Error("the policy was not reloaded: the old one stays", "error", err)
+		status += "The policy was not reloaded, the old one stays: " + err.Error()
+	} else {
+		o.SetPolicy(rules)
+		log.Info("reloaded the policy", "files", len(rules.Files()), "rules", rules.Rules())
+	}
+	tell(systemd.Notify("READY=1\n" + line(status)))
+}
+
+// line makes one line of what may be several, for the notify socket, and not too long a one.
+func line(text string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(text[:min(len(text), 1024)], "\n", "; "), "")
 }
 
 func byUID() (*policy.UIDOwners, error) {

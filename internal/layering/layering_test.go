@@ -39,7 +39,7 @@ var layers = map[string][]string{
 	// A request reads: who is asking, may it, do it, answer. Only the orchestrator sees all of the steps.
 	"internal/varlink":      {"internal/fd"},
 	"internal/peer":         {"internal/fd"},
-	"internal/policy":       {"internal/peer"},
+	"internal/policy":       {"internal/name", "internal/peer"},
 	"internal/orchestrator": {"api", "internal/fd", "internal/name", "internal/peer", "internal/policy", "internal/varlink", "liveupdate"},
 
 	// The emulator, which a test can use without the rest.

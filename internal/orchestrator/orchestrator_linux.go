@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,16 +61,19 @@ func placeOf(id peer.Identity) place {
 	return p
 }
 
-// Orchestrator hands out sessions. Its fields must not be changed once it serves.
+// Orchestrator hands out sessions. Its fields must not be changed once it serves; SetPolicy may be called at any time.
 type Orchestrator struct {
 	Device  liveupdate.Device
 	Cgroups *peer.Cgroups
-	Policy  policy.Policy
 	Version string
 	Log     *slog.Logger
 	// StartOver, unless nil, is called when the last one of a crowd of connections has gone. Go's runtime never gives
 	// back all that it took for a crowd (goroutines, tables of spans), and nothing would be lost with the process.
 	StartOver func()
+
+	// policy is what each request looks at once, so that it sees one and the same.
+	policy atomic.Pointer[policy.Policy]
+	rates  rates
 
 	// nameMax is what the running kernel allows, once it was asked; it can't change under a running daemon.
 	nameMax struct {
@@ -90,6 +94,16 @@ type Orchestrator struct {
 		places             map[place]int
 		idle               *time.Timer
 	}
+}
+
+// SetPolicy has the requests from now on decided by p. Before the first one, the built-in rule is all there is.
+func (o *Orchestrator) SetPolicy(p *policy.Policy) { o.policy.Store(p) }
+
+func (o *Orchestrator) currentPolicy() *policy.Policy {
+	if p := o.policy.Load(); p != nil {
+		return p
+	}
+	return &policy.Policy{}
 }
 
 // Server returns the server of the interface.
@@ -183,12 +197,6 @@ func (o *Orchestrator) idle() {
 	debug.FreeOSMemory()
 }
 
-// subject is io.holdfast.Sessions.Subject.
-type subject struct {
-	PIDFileDescriptor *int    `json:"pidFileDescriptor"`
-	Owner             *string `json:"owner"`
-}
-
 // session is io.holdfast.Sessions.Session.
 type session struct {
 	Name       string `json:"name,omitempty"`
@@ -214,6 +222,9 @@ func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varli
 		reply.NameMax = max
 	} else if reply.Problem = problem(err); reply.Problem == "" && !errors.Is(err, liveupdate.ErrBusy) {
 		reply.Problem = err.Error()
+	}
+	if reply.Problem == "" && o.currentPolicy().Broken() != "" {
+		reply.Problem = "policyBroken"
 	}
 	return &varlink.Reply{Parameters: reply}, nil
 }
@@ -252,28 +263,26 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 		ctx = limited
 	}
 
-	id, err := o.who(call, in.Subject)
+	who, err := o.may(call, in.Subject)
 	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
+		return nil, o.refuse(who, in.Name, err)
 	}
-	grant, err := o.Policy.Allow(id)
+	if err := o.checkName(ctx, who, in.Name); err != nil {
+		return nil, o.refuse(who, in.Name, err)
+	}
+	if err := o.checkRate(who); err != nil {
+		return nil, o.refuse(who, in.Name, err)
+	}
+	made, done, err := o.create(ctx, name.Kernel(who.owner, in.Name))
 	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
+		return nil, o.refuse(who, in.Name, err)
 	}
-	if err := o.checkName(ctx, in.Name); err != nil {
-		return nil, o.refuse(id, in.Name, err)
-	}
-	made, done, err := o.create(ctx, name.Kernel(grant.Owner, in.Name))
-	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
-	}
-	o.Log.Info("handed out a session", "owner", grant.Owner, "name", in.Name, "kernelName", made.Name(),
-		"pid", id.PID, "uid", id.UID, "rule", grant.Rule)
+	o.Log.Info("handed out a session", who.fields("name", in.Name, "kernelName", made.Name(), "rule", who.grant.Rule)...)
 	return &varlink.Reply{
 		Parameters: struct {
 			Session               session `json:"session"`
 			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
-		}{Session: session{Name: in.Name, Owner: grant.Owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
+		}{Session: session{Name: in.Name, Owner: who.owner, KernelName: made.Name(), Direction: liveupdate.Outgoing.String()}},
 		FDs:  []*fd.FD{fd.New(made.Disown())},
 		Done: done,
 	}, nil
@@ -338,36 +347,34 @@ func (o *Orchestrator) reclaim(ctx context.Context, call *varlink.Call) (*varlin
 			return nil, varlink.InvalidParameter("direction")
 		}
 	}
-	id, err := o.who(call, in.Subject)
+	who, err := o.may(call, in.Subject)
 	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
+		return nil, o.refuse(who, in.Name, err)
 	}
-	grant, err := o.Policy.Allow(id)
-	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
-	}
-	if err := o.checkName(ctx, in.Name); err != nil {
-		return nil, o.refuse(id, in.Name, err)
+	if err := o.checkName(ctx, who, in.Name); err != nil {
+		return nil, o.refuse(who, in.Name, err)
 	}
 	if outgoing {
 		return nil, visible(in.Name, errNothingParked)
 	}
-	back, err := o.Device.Retrieve(ctx, name.Kernel(grant.Owner, in.Name))
+	if err := o.checkRate(who); err != nil {
+		return nil, o.refuse(who, in.Name, err)
+	}
+	back, err := o.Device.Retrieve(ctx, name.Kernel(who.owner, in.Name))
 	if errors.Is(err, liveupdate.ErrNoSuchSession) {
 		return nil, visible(in.Name, err) // as at every first start: nothing for the log
 	}
 	if err != nil {
-		return nil, o.refuse(id, in.Name, err)
+		return nil, o.refuse(who, in.Name, err)
 	}
-	o.Log.Info("gave back a session", "owner", grant.Owner, "name", in.Name, "kernelName", back.Name(),
-		"pid", id.PID, "uid", id.UID, "rule", grant.Rule)
+	o.Log.Info("gave back a session", who.fields("name", in.Name, "kernelName", back.Name(), "rule", who.grant.Rule)...)
 	return &varlink.Reply{
 		Parameters: struct {
 			Session               session `json:"session"`
 			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
 			Files                 []file  `json:"files"`
 		}{
-			Session: session{Name: in.Name, Owner: grant.Owner, KernelName: back.Name(), Direction: liveupdate.Incoming.String()},
+			Session: session{Name: in.Name, Owner: who.owner, KernelName: back.Name(), Direction: liveupdate.Incoming.String()},
 			Files:   []file{}, // they are in the session, for the one who is to pay for the memory
 		},
 		FDs: []*fd.FD{fd.New(back.Disown())},
@@ -385,9 +392,9 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 	if err := call.Parameters(&in); err != nil {
 		return nil, err
 	}
-	id, err := o.who(call, in.Subject)
+	who, err := o.whose(call, in.Subject)
 	if err != nil {
-		return nil, o.refuse(id, "", err)
+		return nil, o.refuse(who, "", err)
 	}
 	taken, err := call.TakeFD(in.SessionFileDescriptor, "sessionFileDescriptor")
 	if err != nil {
@@ -409,41 +416,22 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 	}{Session: session{KernelName: asked.Name(), Direction: direction.String()}}
 	digest, portion, ok := name.Parse(asked.Name())
 	reply.Session.Name, reply.Session.Foreign = portion, !ok
-	if owner := o.Policy.Owner(id); ok && owner != "" && digest == name.Digest(owner) {
-		reply.Session.Owner, reply.Yours = owner, true
+	if ok && who.owner != "" && digest == name.Digest(who.owner) {
+		reply.Session.Owner, reply.Yours = who.owner, true
 	}
 	return &varlink.Reply{Parameters: reply}, nil
 }
 
-// who is the one whose identity counts.
-func (o *Orchestrator) who(call *varlink.Call, subject *subject) (peer.Identity, error) {
-	id, err := call.Peer.(*peer.Process).Identity()
-	if err == nil && subject != nil {
-		err = &policy.Denial{Reason: "no rule lets " + o.Policy.Owner(id) + " act for others", Rule: policy.BuiltIn}
-	}
-	return id, err
-}
-
-func (o *Orchestrator) checkName(ctx context.Context, n string) error {
-	if err := name.Check(n, name.Max); err != nil || len(n) <= name.LinkMax {
-		return err
-	}
-	max, err := o.longestName(ctx)
-	if err != nil {
-		return err
-	}
-	return name.Check(n, max)
-}
-
 // refuse logs why somebody gets no session, and returns what it gets to see.
-func (o *Orchestrator) refuse(id peer.Identity, name string, err error) error {
-	var denial *policy.Denial
-	rule := ""
-	if errors.As(err, &denial) {
+func (o *Orchestrator) refuse(who asking, name string, err error) error {
+	if limited, ok := errors.AsType[*rateLimited](err); ok && !limited.first {
+		return visible(name, err)
+	}
+	rule := who.grant.Rule
+	if denial, ok := errors.AsType[*policy.Denial](err); ok {
 		rule = denial.Rule
 	}
-	o.Log.Warn("refused a session", "owner", o.Policy.Owner(id), "name", name, "pid", id.PID, "uid", id.UID,
-		"cgroup", id.Cgroup, "rule", rule, "reason", err.Error())
+	o.Log.Warn("refused a session", who.fields("name", name, "cgroup", who.id.Cgroup, "rule", rule, "reason", err.Error())...)
 	return visible(name, err)
 }
 
@@ -451,6 +439,7 @@ func (o *Orchestrator) refuse(id peer.Identity, name string, err error) error {
 func visible(n string, err error) error {
 	var denial *policy.Denial
 	var noOwner *policy.NoOwner
+	var limited *rateLimited
 	var invalid *name.InvalidError
 	var busy *liveupdate.BusyError
 	var kernel *liveupdate.Error
@@ -464,6 +453,8 @@ func visible(n string, err error) error {
 		return reply("NoOwner", map[string]string{"cgroup": noOwner.Cgroup})
 	case errors.As(err, &denial):
 		return notPermitted(denial.Reason, denial.Rule)
+	case errors.As(err, &limited):
+		return reply("RateLimited", map[string]int64{"retryUSec": limited.retryUSec()})
 	case errors.As(err, &invalid):
 		return reply("NameInvalid", map[string]string{"name": invalid.Name, "reason": invalid.Reason})
 	case errors.Is(err, liveupdate.ErrNotASession):

@@ -22,16 +22,20 @@ import (
 )
 
 // serve is an orchestrator on a machine without the device, and a client: this process, wherever it runs.
-func serve(t *testing.T, p policy.Policy) *varlink.Client {
+func serve(t *testing.T, p *policy.Policy) *varlink.Client {
+	t.Helper()
+	_, client := serveWith(t, p, filepath.Join(t.TempDir(), "liveupdate"))
+	return client
+}
+
+func serveWith(t *testing.T, p *policy.Policy, device string) (*Orchestrator, *varlink.Client) {
 	t.Helper()
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &Orchestrator{
-		Device:  liveupdate.Device{Path: filepath.Join(t.TempDir(), "liveupdate")},
-		Cgroups: cgroups, Policy: p, Log: slog.New(slog.DiscardHandler),
-	}
+	o := &Orchestrator{Device: liveupdate.Device{Path: device}, Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
+	o.SetPolicy(p)
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -48,13 +52,13 @@ func serve(t *testing.T, p policy.Policy) *varlink.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	return client
+	return o, client
 }
 
 // refusal is the error's name, and some of its parameters in words.
-func refusal(t *testing.T, client *varlink.Client, method string, parameters map[string]any) string {
+func refusal(t *testing.T, client *varlink.Client, method string, parameters map[string]any, sent ...int) string {
 	t.Helper()
-	fds, err := client.Call(t.Context(), iface+"."+method, parameters, nil, nil)
+	fds, err := client.Call(t.Context(), iface+"."+method, parameters, sent, nil)
 	if len(fds) > 0 {
 		t.Errorf("%s: got %d descriptors", method, len(fds))
 	}
@@ -93,12 +97,12 @@ func TestUIDOwnersDecideForBothMethods(t *testing.T) {
 	nobody.Overflow = &own
 	for _, method := range []string{"Acquire", "Reclaim"} {
 		for name, c := range map[string]struct {
-			policy policy.Policy
+			policy *policy.Policy
 			want   []string
 		}{
-			"off":      {policy.Policy{}, []string{"NoOwner", "NotPermitted rule=built-in"}},
-			"on":       {policy.Policy{UIDOwners: rule}, []string{"KernelNotReady problem=noDevice", "KernelNotReady problem=notEnabled"}},
-			"overflow": {policy.Policy{UIDOwners: &nobody}, []string{"NotPermitted rule=uid-owners"}},
+			"off":      {&policy.Policy{}, []string{"NoOwner", "NotPermitted rule=built-in"}},
+			"on":       {&policy.Policy{UIDOwners: rule}, []string{"KernelNotReady problem=noDevice", "KernelNotReady problem=notEnabled"}},
+			"overflow": {&policy.Policy{UIDOwners: &nobody}, []string{"NotPermitted rule=uid-owners"}},
 		} {
 			if got := refusal(t, serve(t, c.policy), method, map[string]any{"name": "ram"}); !slices.Contains(c.want, got) {
 				t.Errorf("%s with uid owners %s: %s, want %v", method, name, got, c.want)
@@ -108,7 +112,7 @@ func TestUIDOwnersDecideForBothMethods(t *testing.T) {
 }
 
 func TestReclaimRefuses(t *testing.T) {
-	client := serve(t, policy.Policy{UIDOwners: here(t)})
+	client := serve(t, &policy.Policy{UIDOwners: here(t)})
 	for _, c := range []struct {
 		parameters map[string]any
 		want       string
@@ -118,7 +122,7 @@ func TestReclaimRefuses(t *testing.T) {
 		{map[string]any{"name": "ram", "fresh": true}, "org.varlink.service.InvalidParameter parameter=fresh"},
 		{map[string]any{"name": "../ram"}, "NameInvalid name=../ram"},
 		{map[string]any{"name": "ram", "direction": "outgoing"}, "NoSuchSession name=ram"}, // nothing is ever parked
-		{map[string]any{"name": "ram", "subject": map[string]any{"owner": "/vmm.service"}}, "NotPermitted rule=built-in"},
+		{map[string]any{"name": "ram", "subject": map[string]any{"owner": "/vmm.service"}}, "NotPermitted rule=uid-owners"},
 	} {
 		if got := refusal(t, client, "Reclaim", c.parameters); got != c.want {
 			t.Errorf("%v: %s, want %s", c.parameters, got, c.want)

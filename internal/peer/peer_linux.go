@@ -23,16 +23,17 @@ var ErrGone = errors.New("the process that opened this connection has ended")
 // Identity is who a process is at the moment of asking.
 type Identity struct {
 	PID    int
-	UID    uint32 // effective, when it connected
+	UID    uint32 // effective, when it connected; of a subject, now
 	Cgroup string // v2 path, from the root of the hierarchy
 	Owner  string // "" outside any unit
 }
 
 // Process is a process that can't be mistaken for a later one with the same PID.
 type Process struct {
-	pidfd   *fd.FD
-	uid     uint32
-	cgroups *Cgroups
+	pidfd    *fd.FD
+	uid      uint32
+	uidOfNow bool // ask for it instead
+	cgroups  *Cgroups
 }
 
 // FromConn takes hold of the process that connected. The caller closes it.
@@ -76,12 +77,18 @@ func (p *Process) Identity() (Identity, error) {
 		if errors.Is(err, errNoInfo) || err == nil && p.cgroups.mount == "" {
 			id.PID, id.Cgroup, err = byPID(pidfd)
 			id.Owner = Owner(id.Cgroup)
+			if err == nil && p.uidOfNow {
+				id.UID, err = effectiveUID(pidfd, id.PID)
+			}
 			return err
 		}
 		if err != nil {
 			return err
 		}
 		id.PID = int(info.Tgid)
+		if p.uidOfNow {
+			id.UID = info.Euid // always there (pidfd_info, fs/pidfs.c, Linux 7.2)
+		}
 		found, err := p.cgroups.find(pidfd, info)
 		id.Cgroup, id.Owner = found.path, found.owner
 		return err

@@ -14,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
 )
 
@@ -175,6 +178,60 @@ func TestIdentity(t *testing.T) {
 		if id, err := p.Identity(); !errors.Is(err, ErrGone) {
 			t.Errorf("after its death: %+v, %v", id, err)
 		}
+	}
+}
+
+// TestSubjects are processes that didn't connect: their user is who they are now.
+func TestSubjects(t *testing.T) {
+	own, err := OwnCgroup()
+	if err != nil {
+		t.Skip(err)
+	}
+	cgroups, err := FindCgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("cat")
+	uid := os.Geteuid()
+	if uid == 0 {
+		uid = 54321
+		child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
+	}
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := unix.PidfdOpen(child.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd := fd.New(raw)
+	defer pidfd.Close()
+	want := Identity{PID: child.Process.Pid, UID: uint32(uid), Cgroup: own, Owner: Owner(own)}
+	for name, c := range map[string]*Cgroups{"by number": cgroups, "by path": {}} {
+		if id, err := c.OfPIDFD(pidfd); err != nil || id != want {
+			t.Errorf("%s: %+v, %v; want %+v", name, id, err, want)
+		}
+		if id, err := c.OfPID(child.Process.Pid); err != nil || id != want {
+			t.Errorf("%s, of the PID: %+v, %v; want %+v", name, id, err, want)
+		}
+	}
+	child.Process.Kill()
+	child.Wait()
+	for name, c := range map[string]*Cgroups{"by number": cgroups, "by path": {}} {
+		if id, err := c.OfPIDFD(pidfd); !errors.Is(err, ErrGone) {
+			t.Errorf("%s, after its death: %+v, %v", name, id, err)
+		}
+	}
+	if id, err := cgroups.OfPID(child.Process.Pid); err == nil {
+		t.Errorf("after its death: %+v", id)
+	}
+	if _, err := effectiveUID(pidfd.Raw(), os.Getpid()); !errors.Is(err, ErrGone) {
+		t.Errorf("the user of a PID that is another process's by now: %v", err)
 	}
 }
 

@@ -43,6 +43,16 @@ func Notify(state string, fds ...int) error {
 	return nil
 }
 
+// NotifyReloading tells the service manager that the configuration is being read anew, as a service of
+// Type=notify-reload does before the next READY=1 (systemd.service(5)).
+func NotifyReloading() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return os.NewSyscallError("clock_gettime", err)
+	}
+	return Notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
+}
+
 // Barrier waits until the service manager has handled all that was sent before. It does not tell what came of it.
 func Barrier(ctx context.Context) error {
 	read, write, err := os.Pipe()

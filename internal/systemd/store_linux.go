@@ -65,29 +65,18 @@ func describe(ctx context.Context, bus *dbus.Conn) (*Store, error) {
 	if err := bus.Object(busName, managerPath).CallWithContext(ctx, managerIface+".GetUnitByPID", 0, uint32(0)).Store(&path); err != nil {
 		return nil, err
 	}
-	get := func(iface, property string, dst any) error {
-		var value dbus.Variant
-		err := bus.Object(busName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, property).Store(&value)
-		if err == nil {
-			err = value.Store(dst)
-		}
-		if err != nil {
-			return fmt.Errorf("%s of %s: %w", property, path, err)
-		}
-		return nil
-	}
 	var err error
 	if store.Version, err = versionOf(ctx, bus); err != nil {
 		return nil, err
 	}
-	if err := get(unitIface, "Id", &store.Unit); err != nil {
+	if err := get(ctx, bus, path, unitIface, "Id", &store.Unit); err != nil {
 		return nil, err
 	}
 	var max uint32
-	if err := get(serviceIface, "FileDescriptorStoreMax", &max); err != nil {
+	if err := get(ctx, bus, path, serviceIface, "FileDescriptorStoreMax", &max); err != nil {
 		return nil, err
 	}
-	if err := get(serviceIface, "FileDescriptorStorePreserve", &store.Preserve); err != nil {
+	if err := get(ctx, bus, path, serviceIface, "FileDescriptorStorePreserve", &store.Preserve); err != nil {
 		return nil, err
 	}
 	store.Max = int(max)
