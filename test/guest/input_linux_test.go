@@ -96,10 +96,24 @@ func TestBadInput(t *testing.T) {
 		}
 	})
 	try("for-somebody-else", func(t *testing.T, c *connection) {
-		denied := notPermitted("no rule lets " + here.me.owner + " act for others")
-		for _, subject := range []string{`{"owner":"/other.service"}`, `{"pidFileDescriptor":0}`, `{}`} {
-			c.sessions(t, "Acquire", `{"name":"ram","subject":`+subject+`}`).is(t, denied)
-			c.sessions(t, "Identify", `{"sessionFileDescriptor":0,"subject":`+subject+`}`).is(t, denied)
+		for _, subject := range []struct{ subject, want string }{
+			{`{}`, invalid("subject")},
+			{`{"owner":"/other.service","pidFileDescriptor":0}`, invalid("subject")},
+			{`{"owner":""}`, invalid("subject.owner")},
+			{`{"owner":"/other.service/"}`, invalid("subject.owner")},
+			{`{"pidFileDescriptor":1}`, invalid("subject.pidFileDescriptor")},
+			{`{"pidFileDescriptor":-1}`, invalid("subject.pidFileDescriptor")},
+			{`{"pidFileDescriptor":0}`, invalid("subject.pidFileDescriptor")}, // it is a file
+			{`{"owner":"/other.service"}`, notPermittedBy(here.rule, "the rule does not let "+here.me.owner+" act for /other.service")},
+		} {
+			null, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.sessions(t, "Acquire", `{"name":"ram","subject":`+subject.subject+`}`, int(null.Fd())).is(t, subject.want)
+			c.sessions(t, "Reclaim", `{"name":"ram","subject":`+subject.subject+`}`, int(null.Fd())).is(t, subject.want)
+			c.sessions(t, "Identify", `{"sessionFileDescriptor":1,"subject":`+subject.subject+`}`, int(null.Fd())).is(t, subject.want)
+			null.Close()
 		}
 	})
 	try("methods", func(t *testing.T, c *connection) {

@@ -17,8 +17,10 @@ import (
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
-func notPermitted(reason string) string {
-	return fmt.Sprintf(`{"error":"io.holdfast.Sessions.NotPermitted","parameters":{"reason":%q,"rule":"built-in"}}`, reason)
+func notPermitted(reason string) string { return notPermittedBy("built-in", reason) }
+
+func notPermittedBy(rule, reason string) string {
+	return fmt.Sprintf(`{"error":"io.holdfast.Sessions.NotPermitted","parameters":{"reason":%q,"rule":%q}}`, reason, rule)
 }
 
 func noOwner(cgroup string) string {

@@ -25,6 +25,7 @@ type place struct {
 	address string   // where holdfastd listens
 	daemon  []string // its command line
 	unit    string   // the cgroup that it is started in; "" is that of the tests
+	rule    string   // by which me and another may have sessions
 
 	me, another subject
 }
@@ -60,6 +61,7 @@ func machine() (place, error) {
 		address: holdfast.Address,
 		daemon:  []string{"/usr/libexec/holdfastd"},
 		unit:    "/system.slice/holdfastd.service",
+		rule:    "built-in",
 		me:      subject{vmm, 0, "/vmm.service"},
 		another: subject{other, 0, "/other.service"},
 	}, os.WriteFile(filepath.Join(cgroups+vmm, "cgroup.procs"), []byte("0"), 0)
@@ -75,6 +77,7 @@ func emulated(dir string) (place, error) {
 	p := place{
 		address: filepath.Join(dir, "io.holdfast"),
 		daemon:  []string{filepath.Join(dir, "holdfastd"), "--uid-owners"},
+		rule:    "uid-owners",
 	}
 	rules := policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(cgroup)}}
 	for _, s := range []struct {
@@ -82,7 +85,9 @@ func emulated(dir string) (place, error) {
 		uid     uint32
 	}{{&p.me, uint32(os.Getuid())}, {&p.another, 1000}} {
 		s.subject.uid = s.uid
-		s.subject.owner = rules.Owner(peer.Identity{UID: s.uid, Cgroup: cgroup, Owner: peer.Owner(cgroup)})
+		if s.subject.owner, err = rules.Owner(peer.Identity{UID: s.uid, Cgroup: cgroup, Owner: peer.Owner(cgroup)}); err != nil {
+			return place{}, err
+		}
 	}
 	return p, nil
 }
