@@ -75,6 +75,14 @@ func TestEachFunctionIsABoot(t *testing.T) {
 		func(t *testing.T) { carry(t, "rock", "") })
 }
 
+func TestTwoMachinesInOneTest(t *testing.T) {
+	for _, word := range []string{"kelp", "rock"} {
+		luosim.Run(t, luosim.Machine{},
+			func(t *testing.T) { carry(t, "", word) },
+			func(t *testing.T) { carry(t, word, "") })
+	}
+}
+
 func TestSubtest(t *testing.T) {
 	t.Run("with a name (and more)", func(t *testing.T) {
 		luosim.Run(t, luosim.Machine{},

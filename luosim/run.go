@@ -29,7 +29,7 @@ const (
 // there.
 func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	t.Helper()
-	call := nextCall(t.Name())
+	call := nextCall(t)
 	if under := os.Getenv(nameVariable); under == call {
 		runBoot(t, boots)
 		return
@@ -62,20 +62,27 @@ func Run(t *testing.T, m Machine, boots ...func(t *testing.T)) {
 	}
 }
 
-// calls counts the calls of Run in each test.
+// calls counts the calls of Run in each test that is running.
 var calls struct {
 	sync.Mutex
 	of map[string]int
 }
 
-func nextCall(test string) string {
+func nextCall(t *testing.T) string {
 	calls.Lock()
 	defer calls.Unlock()
 	if calls.of == nil {
 		calls.of = map[string]int{}
 	}
-	calls.of[test]++
-	return fmt.Sprintf("%s#%d", test, calls.of[test])
+	if calls.of[t.Name()] == 0 {
+		t.Cleanup(func() { // with -count it runs again
+			calls.Lock()
+			defer calls.Unlock()
+			delete(calls.of, t.Name())
+		})
+	}
+	calls.of[t.Name()]++
+	return fmt.Sprintf("%s#%d", t.Name(), calls.of[t.Name()])
 }
 
 // skipped is left in the file instead of a number by a boot that was skipped.
