@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -59,14 +61,18 @@ func carry(t *testing.T, want, next string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := out.Preserve(1, memfd(t, next)); err != nil {
+		keptFile = memfd(t, next)
+		if err := out.Preserve(1, keptFile); err != nil {
 			t.Fatal(err)
 		}
 		kept = out
 	}
 }
 
-var kept *liveupdate.Session
+var (
+	kept     *liveupdate.Session
+	keptFile *os.File
+)
 
 func TestEachFunctionIsABoot(t *testing.T) {
 	luosim.Run(t, luosim.Machine{},
@@ -75,12 +81,61 @@ func TestEachFunctionIsABoot(t *testing.T) {
 		func(t *testing.T) { carry(t, "rock", "") })
 }
 
+// Each call's functions run in its own boots, and in no other's.
 func TestTwoMachinesInOneTest(t *testing.T) {
+	const variable = "LUOSIM_TEST_RAN"
+	if luosim.Boot() == 0 {
+		t.Setenv(variable, filepath.Join(t.TempDir(), "ran"))
+	}
+	ran := func(t *testing.T, word string) {
+		t.Helper()
+		f, err := os.OpenFile(os.Getenv(variable), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := fmt.Fprintln(f, word, luosim.Boot()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, word := range []string{"kelp", "rock"} {
 		luosim.Run(t, luosim.Machine{},
-			func(t *testing.T) { carry(t, "", word) },
-			func(t *testing.T) { carry(t, word, "") })
+			func(t *testing.T) { ran(t, word); carry(t, "", word) },
+			func(t *testing.T) { ran(t, word); carry(t, word, "") })
 	}
+	if luosim.Boot() > 0 {
+		return
+	}
+	if got, err := os.ReadFile(os.Getenv(variable)); err != nil || string(got) != "kelp 1\nkelp 2\nrock 1\nrock 2\n" {
+		t.Errorf("what ran: %q, %v", got, err)
+	}
+}
+
+// Whoever still runs, and writes to what is preserved, while others of the tree are killed already, must not make it
+// look as if the dead had closed their sessions.
+func TestWritersDuringTheKexec(t *testing.T) {
+	write := func(t *testing.T) {
+		for range 4 {
+			cmd := exec.Command("sh", "-c", "while :; do echo x >&3; done")
+			cmd.ExtraFiles = []*os.File{keptFile}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var boots []func(t *testing.T)
+	for i := range 12 {
+		boots = append(boots, func(t *testing.T) {
+			before, after := "", "kelp"
+			if i > 0 {
+				before = "kelp"
+			}
+			carry(t, before, after)
+			write(t)
+		})
+	}
+	boots = append(boots, func(t *testing.T) { carry(t, "kelp", "") })
+	luosim.Run(t, luosim.Machine{}, boots...)
 }
 
 func TestSubtest(t *testing.T) {
