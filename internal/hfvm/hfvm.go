@@ -279,14 +279,26 @@ func (o *Options) kernels(ctx context.Context, c *cache.Cache) ([]string, error)
 // cmdline is the guest's command line. Where a word comes twice the later one counts, so the user's
 // are the last. TERM keeps systemd from asking the serial port what it is, and waiting. On a busy host the kernel may find
 // that an emulated timer doesn't tick, and panic.
+//
+// Without kho_scratch= the kernel reserves six times the size of itself and its initrd, in pieces, the largest of four times
+// (kho_reserve_scratch, kernel/liveupdate/kexec_handover.c, Linux 7.2: each area is twice what is reserved by then, the areas
+// before it included). Where KASLR has put the kernel in the middle of a small memory no hole may be large enough, and it
+// boots with KHO disabled.
 func (o *Options) cmdline() string {
-	words := "console=ttyS0 loglevel=5 panic=-1 oops=panic kho=on liveupdate=on random.trust_cpu=on no_timer_check"
+	words := "console=ttyS0 loglevel=5 panic=-1 oops=panic kho=on liveupdate=on kho_scratch=" + scratch(o.Memory) +
+		" random.trust_cpu=on no_timer_check"
 	if o.OS == "none" {
 		words = guest.BootWord + "1 retain_initrd " + words
 	} else {
 		words += " root=/dev/vda rw rootfstype=ext4 TERM=dumb systemd.log_color=0 systemd.minimum_uptime_sec=0"
 	}
 	return strings.TrimSpace(words + " " + o.Cmdline)
+}
+
+// scratch is a value of kho_scratch= for so many MiB of memory: below 4 GiB, anywhere, on each node. The first is where kexec
+// puts the next kernel and its initrd, and all that the next kernel allocates early.
+func scratch(memory int) string {
+	return fmt.Sprintf("%dM,0M,%dM", min(192, memory/4), min(64, memory/16))
 }
 
 // entries are the files of this run that are added to the guest.
