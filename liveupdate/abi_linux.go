@@ -56,18 +56,17 @@ type nameArg struct {
 // other, and pause for a hundred times as long as the other took.
 var turn sync.Mutex
 
-// deviceCall opens the device for one ioctl. All others get EBUSY meanwhile, and some of them, as PID 1, don't try
-// again, so nothing may come between open and close. Hence raw system calls: after an ordinary one the goroutine may
-// have to wait for its turn, and with all processors busy the device was seen open for 70 ms, where 10 µs is usual.
-// Nor may the process fork: its child would have the device open until the exec.
-func deviceCall(path string, number uintptr, name string) (session int, openErr, callErr error) {
+// deviceCall opens the device for one ioctl, or, where the first one finds nothing, for the next one too; done is the one
+// that worked. All others get EBUSY meanwhile, and some of them, as PID 1, don't try again, so nothing may come between
+// open and close. Hence raw system calls: after an ordinary one the goroutine may have to wait for its turn, and with all
+// processors busy the device was seen open for 70 ms, where 10 µs is usual. Nor may the process fork: its child would
+// have the device open until the exec.
+func deviceCall(path, name string, numbers ...uintptr) (session int, done uintptr, openErr, callErr error) {
 	device, err := unix.BytePtrFromString(path)
 	if err != nil {
-		return -1, err, nil
+		return -1, 0, err, nil
 	}
 	var arg deviceArg
-	arg.size = uint32(unsafe.Sizeof(arg))
-	copy(arg.name[:], name)
 	here := unix.AT_FDCWD
 
 	turn.Lock()
@@ -76,14 +75,22 @@ func deviceCall(path string, number uintptr, name string) (session int, openErr,
 	defer syscall.ForkLock.RUnlock()
 	raw, _, errno := unix.RawSyscall6(unix.SYS_OPENAT, uintptr(here), uintptr(unsafe.Pointer(device)), unix.O_RDWR|unix.O_CLOEXEC, 0, 0, 0)
 	if errno != 0 {
-		return -1, errno, nil
+		return -1, 0, errno, nil
 	}
-	_, _, errno = unix.RawSyscall(unix.SYS_IOCTL, raw, number, uintptr(unsafe.Pointer(&arg)))
+	for _, done = range numbers {
+		arg = deviceArg{}
+		arg.size = uint32(unsafe.Sizeof(arg))
+		copy(arg.name[:], name)
+		_, _, errno = unix.RawSyscall(unix.SYS_IOCTL, raw, done, uintptr(unsafe.Pointer(&arg)))
+		if errno != unix.ENOENT && errno != unix.EINVAL {
+			break
+		}
+	}
 	unix.RawSyscall(unix.SYS_CLOSE, raw, 0, 0)
 	if errno != 0 {
-		return -1, nil, errno
+		return -1, done, nil, errno
 	}
-	return int(arg.fd), nil, nil
+	return int(arg.fd), done, nil, nil
 }
 
 // ioctl is not tried again after EINTR: should the restoring of a file fail so, it would fail so for ever.

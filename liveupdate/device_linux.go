@@ -25,7 +25,8 @@ const (
 //
 // While the device is open elsewhere it tries again, until the context's deadline or for [DefaultTimeout].
 func (d Device) Create(ctx context.Context, name string) (*Session, error) {
-	return d.session(ctx, OpCreate, ioctlCreateSession, name)
+	s, _, err := d.session(ctx, name, OpCreate, ioctlCreateSession)
+	return s, err
 }
 
 // Retrieve gets an incoming session by its name, once: the caller then has its only descriptor. What nobody
@@ -33,28 +34,42 @@ func (d Device) Create(ctx context.Context, name string) (*Session, error) {
 //
 // It waits for a busy device as [Device.Create] does.
 func (d Device) Retrieve(ctx context.Context, name string) (*Session, error) {
-	return d.session(ctx, OpRetrieveSession, ioctlRetrieveSession, name)
+	s, _, err := d.session(ctx, name, OpRetrieveSession, ioctlRetrieveSession)
+	return s, err
 }
 
-func (d Device) session(ctx context.Context, op string, number uintptr, name string) (*Session, error) {
+// RetrieveOrCreate gets the incoming session of this name, if there is one that nobody has retrieved, and else makes an
+// outgoing one. The direction says which. The device is opened once for it.
+//
+// It waits for a busy device as [Device.Create] does, and fails as that does.
+func (d Device) RetrieveOrCreate(ctx context.Context, name string) (*Session, Direction, error) {
+	s, done, err := d.session(ctx, name, OpCreate, ioctlRetrieveSession, ioctlCreateSession)
+	if done == ioctlRetrieveSession {
+		return s, Incoming, err
+	}
+	return s, Outgoing, err
+}
+
+// session does the first of the ioctls that finds anything. Errors are of op.
+func (d Device) session(ctx context.Context, name, op string, numbers ...uintptr) (s *Session, done uintptr, err error) {
 	if err := checkName(op, name); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	// A deadline that has passed still leaves one try.
 	if err := ctx.Err(); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return nil, &Error{Op: op, Name: name, Err: err}
+		return nil, 0, &Error{Op: op, Name: name, Err: err}
 	}
 	start := time.Now()
 	var expired <-chan struct{}
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		raw, openErr, callErr := deviceCall(d.path(), number, name)
+		raw, done, openErr, callErr := deviceCall(d.path(), name, numbers...)
 		switch {
 		case callErr != nil:
-			return nil, d.callError(op, name, callErr)
+			return nil, done, d.callError(op, name, callErr)
 		case openErr == nil:
-			return &Session{fd: fd.New(raw), name: name}, nil
+			return &Session{fd: fd.New(raw), name: name}, done, nil
 		case openErr != unix.EBUSY:
-			return nil, d.openError(op, name, openErr)
+			return nil, done, d.openError(op, name, openErr)
 		}
 		if _, limited := ctx.Deadline(); limited {
 			expired = ctx.Done()
@@ -68,7 +83,7 @@ func (d Device) session(ctx context.Context, op string, number uintptr, name str
 		select {
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		case <-expired:
-			return nil, &BusyError{
+			return nil, done, &BusyError{
 				Op: op, Name: name, Path: d.path(), Waited: time.Since(start),
 				Holders: holders(d.path()),
 				Err:     errors.Join(openErr, ctx.Err()),

@@ -118,6 +118,7 @@ func beforeKexec(t *testing.T) {
 		}
 	}
 	create(t, "empty")
+	create(t, "either way")
 	if err := create(t, "too big").Preserve(1, memfd(t, strings.Repeat("x", 64<<20))); err != nil {
 		t.Fatal(err)
 	}
@@ -229,6 +230,17 @@ func afterKexec(t *testing.T) {
 		t.Errorf("got %q, want %q", long.Name(), longName)
 	}
 	wantDirection(t, long, Incoming)
+
+	either, direction, err := Device{}.RetrieveOrCreate(t.Context(), "either way")
+	if err != nil || direction != Incoming {
+		t.Fatalf("RetrieveOrCreate: %v, %v", direction, err)
+	}
+	defer either.Close()
+	second, direction, err := Device{}.RetrieveOrCreate(t.Context(), "either way")
+	if err != nil || direction != Outgoing {
+		t.Fatalf("RetrieveOrCreate of what was retrieved: %v, %v", direction, err)
+	}
+	second.Close()
 
 	if err := retrieve(t, "empty").Finish(); err != nil {
 		t.Errorf("finishing a session without files: %v", err)

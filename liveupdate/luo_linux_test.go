@@ -148,7 +148,7 @@ func TestNames(t *testing.T) {
 func TestKernelRefusesInvalidNames(t *testing.T) {
 	needKernel(t)
 	for what, name := range map[string]string{"empty": "", "not terminated": strings.Repeat("x", nameLength)} {
-		raw, openErr, callErr := deviceCall(DevicePath, ioctlCreateSession, name)
+		raw, _, openErr, callErr := deviceCall(DevicePath, name, ioctlCreateSession)
 		if openErr != nil || callErr != unix.EINVAL {
 			t.Errorf("%s: got %d, %v, %v; want EINVAL", what, raw, openErr, callErr)
 		}
@@ -467,4 +467,16 @@ func TestKernelWithout(t *testing.T) {
 	t.Log(err)
 	wantError(t, "Create", err, want)
 	wantError(t, "Available", Device{}.Available(), want)
+}
+
+func TestRetrieveOrCreate(t *testing.T) {
+	needKernel(t)
+	s, direction, err := Device{}.RetrieveOrCreate(t.Context(), "either")
+	if err != nil || direction != Outgoing {
+		t.Fatalf("nothing came from the previous kernel: %v, %v", direction, err)
+	}
+	defer s.Close()
+	wantDirection(t, s, Outgoing)
+	_, _, err = Device{}.RetrieveOrCreate(t.Context(), "either")
+	wantError(t, "a name that is taken", err, ErrNameTaken)
 }
