@@ -40,7 +40,9 @@ var layers = map[string][]string{
 	"internal/varlink":      {"internal/fd"},
 	"internal/peer":         {"internal/fd"},
 	"internal/policy":       {"internal/name", "internal/peer"},
-	"internal/orchestrator": {"api", "internal/fd", "internal/name", "internal/peer", "internal/policy", "internal/varlink", "liveupdate"},
+	"internal/fdname":       {"internal/name"},
+	"internal/custody":      {"internal/fd", "internal/fdname", "internal/name", "internal/systemd", "liveupdate"},
+	"internal/orchestrator": {"api", "internal/custody", "internal/fd", "internal/name", "internal/peer", "internal/policy", "internal/varlink", "liveupdate"},
 
 	// The emulator, which a test can use without the rest.
 	"internal/luosim/luo":     {},
@@ -55,7 +57,7 @@ var layers = map[string][]string{
 // kernel are the packages, and trees of packages, that make system calls by themselves.
 var kernel = []string{
 	".", "liveupdate",
-	"internal/fd", "internal/peer", "internal/systemd", "internal/varlink",
+	"internal/custody", "internal/fd", "internal/peer", "internal/systemd", "internal/varlink",
 	// It puts descriptors where the command that it becomes wants them.
 	"cmd/holdfast",
 	// Tools for tests, and programs that show how the library is used.

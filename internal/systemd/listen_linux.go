@@ -52,7 +52,8 @@ func StartOver(listener *net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	// $LISTEN_PID is still this process, and its one descriptor was 3. Whatever else that is now ends with the exec.
+	// $LISTEN_PID is still this process, and the socket was 3. Whatever else there is now ends with the exec: what came
+	// behind the socket too.
 	var dupErr error
 	if err := conn.Control(func(raw uintptr) {
 		if raw == 3 {
@@ -62,6 +63,10 @@ func StartOver(listener *net.UnixListener) error {
 		}
 	}); err != nil || dupErr != nil {
 		return fmt.Errorf("handing the socket on: %w", cmp.Or(err, dupErr))
+	}
+	first, _, _ := strings.Cut(os.Getenv("LISTEN_FDNAMES"), ":")
+	if err := cmp.Or(os.Setenv("LISTEN_FDS", "1"), os.Setenv("LISTEN_FDNAMES", first)); err != nil {
+		return fmt.Errorf("handing the socket on: %w", err)
 	}
 	return fmt.Errorf("executing %s anew: %w", os.Args[0], unix.Exec(os.Args[0], os.Args, os.Environ()))
 }

@@ -1,0 +1,645 @@
+// SPDX-License-Identifier: MIT
+
+package custody
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/internal/fd"
+	"github.com/holdfast-project/holdfast/internal/fdname"
+	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/liveupdate"
+)
+
+// Keeper holds descriptors while this process isn't there, up to the kexec, and over it where they are sessions.
+type Keeper interface {
+	// Kind is the word for it in Describe.
+	Kind() string
+	// Keep puts all of the items there, or none, and has seen them there when it returns. What is there already it
+	// leaves. The descriptors stay the caller's. A *FullError says that there is no room.
+	Keep(ctx context.Context, items []Item) error
+	// Drop takes out what has these names.
+	Drop(ctx context.Context, names []string) error
+}
+
+// Item is a descriptor with its name in the keeper.
+type Item struct {
+	Name string
+	FD   *fd.FD
+}
+
+// FullError says that a keeper has no room.
+type FullError struct{ Limit int }
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("the keeper is full: it holds %d descriptors at most", e.Limit)
+}
+
+// QuotaError says that an owner has parked as many sessions as it may.
+type QuotaError struct{ Limit int }
+
+func (e *QuotaError) Error() string {
+	return fmt.Sprintf("%d sessions are parked already, which is the limit", e.Limit)
+}
+
+var (
+	// ErrNoKeeper says that there is nothing to keep descriptors with. Nothing can be parked then, and what came from the
+	// previous kernel is held by this process alone.
+	ErrNoKeeper = errors.New("there is no keeper")
+	// ErrAmbiguous says that there are two sessions of a name, and which one is meant wasn't said.
+	ErrAmbiguous = errors.New("a session of the previous kernel and one of this kernel have that name: say which")
+	// ErrNotHere says that there is no such session.
+	ErrNotHere = errors.New("no such session is parked here")
+	// ErrNotOutgoing says that a session came from the previous kernel: it can't be parked, since it can't cross again.
+	ErrNotOutgoing = errors.New("a session of the previous kernel can't cross another update: retrieve its files, finish it, and park them in a new session")
+)
+
+// FilesMax is how many files can be parked beside a session.
+const FilesMax = 128
+
+// File is a file beside a session.
+type File struct {
+	Name string
+	FD   *fd.FD
+
+	kept string // its name with the keeper, where that isn't the one that its session gives it
+}
+
+// IsMemory tells whether it is a file of the kernel's tmpfs without a name, which is what can be preserved
+// (memfd_luo_can_preserve(), mm/memfd_luo.c, Linux 7.2).
+func IsMemory(f *fd.FD) bool {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	err := f.Use(func(raw int) error {
+		if err := unix.Fstatfs(raw, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+			return errors.New("not on a tmpfs")
+		}
+		return unix.Fstat(raw, &st)
+	})
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0
+}
+
+// Custody has what is parked. It is safe for concurrent use.
+type Custody struct {
+	device liveupdate.Device
+	keeper Keeper
+	boot   string
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	parked  map[key]*entry
+	busy    map[string]chan struct{} // kernel names that somebody works on
+	parking map[string]bool          // those that are being parked
+	left    map[string][]File        // files that came back without their session, by the digest of its kernel name
+}
+
+type key struct {
+	kernelName string
+	direction  liveupdate.Direction
+}
+
+// entry is a parked session.
+type entry struct {
+	session *liveupdate.Session
+	fdname  fdname.Name
+	kept    string // its name with the keeper, if that is another
+	files   []File
+	claimed bool // incoming: its owner has got it since the update
+}
+
+// New takes over what the keeper has handed back. Descriptors that aren't anybody's session or file are closed, and
+// dropped.
+func New(device liveupdate.Device, keeper Keeper, handed []Item, log *slog.Logger) (*Custody, error) {
+	boot, err := fdname.ThisBoot()
+	if err != nil {
+		return nil, err
+	}
+	c := &Custody{device: device, keeper: keeper, boot: boot, log: log, parked: map[key]*entry{}, busy: map[string]chan struct{}{}, parking: map[string]bool{}, left: map[string][]File{}}
+	c.takeOver(handed)
+	return c, nil
+}
+
+// Kind is the word for the keeper in Describe.
+func (c *Custody) Kind() string { return c.keeper.Kind() }
+
+// Keeps tells whether there is a keeper.
+func (c *Custody) Keeps() bool {
+	_, none := c.keeper.(None)
+	return !none
+}
+
+func (c *Custody) takeOver(handed []Item) {
+	var useless []string
+	files := map[string][]File{}
+	markers := map[string]bool{}
+	byName := map[string]*entry{}
+	for _, item := range handed {
+		n, ours := fdname.Parse(item.Name)
+		if prefix, file, isFile := parseFile(item.Name); isFile {
+			if file == claimedMarker {
+				markers[prefix] = true
+				item.FD.Close()
+			} else {
+				files[prefix] = append(files[prefix], File{Name: file, FD: item.FD})
+			}
+			continue
+		}
+		session, err := liveupdate.FromFD(item.FD.Raw())
+		if err != nil {
+			// Left with the keeper: it may be a session that can't be looked at now, or what a newer version has put there.
+			c.log.Warn("the keeper handed back what can't be told", "name", item.Name, "reason", err)
+			item.FD.Close()
+			continue
+		}
+		item.FD.Disown() // the session's
+		direction, err := session.Direction()
+		// The name that the kernel says is the one that counts; an FDNAME is a hint.
+		if _, _, ok := name.Parse(session.Name()); err != nil || !ok || c.parked[key{session.Name(), direction}] != nil {
+			c.log.Warn("the keeper handed back a session that can't be anybody's", "name", item.Name, "kernelName", session.Name(), "reason", err)
+			session.Close() // the keeper has its own
+			continue
+		}
+		e := &entry{session: session, kept: item.Name, fdname: n}
+		if !ours || n.KernelName != session.Name() {
+			e.fdname = fdname.Name{Boot: earlier, KernelName: session.Name()}
+		}
+		c.parked[key{session.Name(), direction}] = e
+		byName[filePrefix(e.fdname)] = e
+	}
+	for prefix, list := range files {
+		e := byName[prefix]
+		for _, f := range list {
+			// Files of an earlier boot came over the kexec by themselves: PID 1 preserves what is in no session
+			// (src/core/luo.c, systemd 262). They belong to a renewal that didn't get further.
+			f.kept = prefix + "/" + f.Name
+			if e == nil {
+				c.left[digestOf(prefix)] = append(c.left[digestOf(prefix)], f)
+			} else {
+				e.files = append(e.files, f)
+			}
+		}
+	}
+	for k, e := range c.parked {
+		if k.direction == liveupdate.Incoming {
+			e.files = append(e.files, c.takeLeft(k.kernelName)...)
+		}
+	}
+	for prefix := range markers {
+		if e := byName[prefix]; e != nil {
+			e.claimed = true
+		} else {
+			useless = append(useless, prefix+"/"+claimedMarker)
+		}
+	}
+	for _, e := range c.parked {
+		slices.SortFunc(e.files, func(a, b File) int { return cmp.Compare(a.Name, b.Name) })
+	}
+	if len(useless) > 0 {
+		if err := c.keeper.Drop(context.Background(), useless); err != nil {
+			c.log.Warn("could not drop what is of no use", "reason", err)
+		}
+	}
+}
+
+// Names of files have the session's as a digest: all names in a store together are limited.
+//
+//	f<8 hex digits of the boot id>-<16 hex digits of the SHA-256 of the kernel name>/<file>
+const claimedMarker = ".claimed"
+
+func filePrefix(n fdname.Name) string { return "f" + n.Boot + "-" + digest(n.KernelName) }
+
+func digest(kernelName string) string {
+	sum := sha256.Sum256([]byte(kernelName))
+	return hex.EncodeToString(sum[:8])
+}
+
+// digestOf is the digest in a prefix.
+func digestOf(prefix string) string { return prefix[len("f")+8+len("-"):] }
+
+// takeLeft takes the files of a session that came back without it.
+func (c *Custody) takeLeft(kernelName string) []File {
+	d := digest(kernelName)
+	files := c.left[d]
+	delete(c.left, d)
+	return files
+}
+
+func parseFile(s string) (prefix, file string, ok bool) {
+	prefix, file, ok = strings.Cut(s, "/")
+	return prefix, file, ok && len(prefix) == 26 && prefix[0] == 'f' && prefix[9] == '-' && file != ""
+}
+
+// Lock has one caller at a time work on a kernel name.
+func (c *Custody) Lock(ctx context.Context, kernelName string) (unlock func(), err error) {
+	c.mu.Lock()
+	for c.busy[kernelName] != nil {
+		done := c.busy[kernelName]
+		c.mu.Unlock()
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		c.mu.Lock()
+	}
+	done := make(chan struct{})
+	c.busy[kernelName] = done
+	c.mu.Unlock()
+	return func() {
+		c.mu.Lock()
+		delete(c.busy, kernelName)
+		c.mu.Unlock()
+		close(done)
+	}, nil
+}
+
+func (c *Custody) get(kernelName string, direction liveupdate.Direction) *entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.parked[key{kernelName, direction}]
+}
+
+func (c *Custody) set(kernelName string, direction liveupdate.Direction, e *entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e == nil {
+		delete(c.parked, key{kernelName, direction})
+	} else {
+		c.parked[key{kernelName, direction}] = e
+	}
+}
+
+// Park keeps an outgoing session, and the files in it, for its owner, who may have limit sessions parked. It takes the
+// session and the files over, also with an error, and returns once all is safe with the keeper. A session that is parked
+// already may be parked again: with files that replace the ones before, or with nil for the same ones.
+func (c *Custody) Park(ctx context.Context, session *liveupdate.Session, files []File, limit int) (err error) {
+	keep := false
+	defer func() {
+		if !keep {
+			session.Close()
+			closeFiles(files)
+		}
+	}()
+	direction, err := session.Direction()
+	if err != nil {
+		return err
+	}
+	if direction != liveupdate.Outgoing {
+		return ErrNotOutgoing
+	}
+	kernelName := session.Name()
+	unlock, err := c.Lock(ctx, kernelName)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	old := c.get(kernelName, liveupdate.Outgoing)
+	if !c.reserve(kernelName, limit) {
+		return &QuotaError{limit}
+	}
+	defer c.unreserve(kernelName)
+	e := &entry{session: session, files: files, fdname: fdname.Name{Boot: c.boot, KernelName: kernelName}}
+	items, done, err := e.items()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := c.keeper.Keep(ctx, items); err != nil {
+		return err
+	}
+	keep = true
+	var useless []string
+	if old != nil {
+		// Names are unique among outgoing sessions, so it is the same one.
+		old.session.Close()
+		for _, f := range old.files {
+			if files == nil {
+				e.files = append(e.files, f)
+				continue
+			}
+			if !slices.ContainsFunc(files, func(n File) bool { return n.Name == f.Name }) {
+				useless = append(useless, old.keptFile(f))
+			}
+			f.FD.Close()
+		}
+	}
+	if len(useless) > 0 {
+		if err := c.keeper.Drop(ctx, useless); err != nil {
+			c.log.Warn("could not drop what was replaced", "kernelName", kernelName, "reason", err)
+		}
+	}
+	c.set(kernelName, liveupdate.Outgoing, e)
+	return nil
+}
+
+// items are what of it is to be with the keeper: files first and the session last, so that with a session its files are
+// there too. They are good until done is called.
+func (e *entry) items() (items []Item, done func(), err error) {
+	for _, f := range e.files {
+		items = append(items, Item{e.keptFile(f), f.FD})
+	}
+	dup, err := e.session.Dup()
+	if err != nil {
+		return nil, nil, err
+	}
+	session := fd.New(dup.Disown())
+	return append(items, Item{e.keptAs(), session}), func() { session.Close() }, nil
+}
+
+// keptFile is the name of a file with the keeper.
+func (e *entry) keptFile(f File) string { return cmp.Or(f.kept, filePrefix(e.fdname)+"/"+f.Name) }
+
+// keptAs is the name of the session with the keeper.
+func (e *entry) keptAs() string { return cmp.Or(e.kept, e.fdname.Session()) }
+
+func (e *entry) names() []string {
+	names := []string{e.keptAs()}
+	for _, f := range e.files {
+		names = append(names, e.keptFile(f))
+	}
+	if e.claimed {
+		names = append(names, filePrefix(e.fdname)+"/"+claimedMarker)
+	}
+	return names
+}
+
+func (e *entry) close() {
+	e.session.Close()
+	closeFiles(e.files)
+}
+
+func closeFiles(files []File) {
+	for _, f := range files {
+		f.FD.Close()
+	}
+}
+
+// reserve tells whether the owner of the kernel name may park it. It counts names: one of the previous kernel and the
+// one of this kernel that follows it are one, and what is parked already may be parked again. It counts as parked from
+// now on, until unreserve.
+func (c *Custody) reserve(kernelName string, limit int) bool {
+	digest, _, _ := name.Parse(kernelName)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := maps.Clone(c.parking)
+	for k := range c.parked {
+		names[k.kernelName] = true
+	}
+	if !names[kernelName] && limit >= 0 {
+		n := 0
+		for other := range names {
+			if d, _, _ := name.Parse(other); d == digest {
+				n++
+			}
+		}
+		if n >= limit {
+			return false
+		}
+	}
+	c.parking[kernelName] = true
+	return true
+}
+
+func (c *Custody) unreserve(kernelName string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.parking, kernelName)
+}
+
+// Lent is a copy of a parked session, and of its files, for its owner. The original stays here.
+type Lent struct {
+	Session   *liveupdate.Session
+	Direction liveupdate.Direction
+	Files     []File
+}
+
+// Close closes the copies.
+func (l *Lent) Close() {
+	l.Session.Close()
+	closeFiles(l.Files)
+}
+
+// Reclaim lends a session: the incoming one if there is one, else the outgoing one, or the one that is asked for. The
+// kernel itself is asked too: after an update it has whatever nobody has retrieved.
+func (c *Custody) Reclaim(ctx context.Context, kernelName string, want *liveupdate.Direction) (*Lent, error) {
+	unlock, err := c.Lock(ctx, kernelName)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if want == nil || *want == liveupdate.Incoming {
+		e, err := c.incoming(ctx, kernelName)
+		if err == nil {
+			if err := c.claim(ctx, e); err != nil {
+				return nil, err
+			}
+			return e.lend(liveupdate.Incoming)
+		}
+		if !errors.Is(err, ErrNotHere) {
+			return nil, err
+		}
+	}
+	if want == nil || *want == liveupdate.Outgoing {
+		if e := c.get(kernelName, liveupdate.Outgoing); e != nil {
+			return e.lend(liveupdate.Outgoing)
+		}
+	}
+	return nil, ErrNotHere
+}
+
+// Incoming tells whether an incoming session of that name is here, and whether its owner has got it.
+func (c *Custody) Incoming(kernelName string) (here, claimed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.parked[key{kernelName, liveupdate.Incoming}]
+	return e != nil, e != nil && e.claimed
+}
+
+// Adopt takes an incoming session that was retrieved from the kernel, for its owner to reclaim. The caller has the Lock
+// of its name.
+func (c *Custody) Adopt(ctx context.Context, session *liveupdate.Session) error {
+	// It can be had from the kernel once. From which boot it is nobody says.
+	e := &entry{session: session, fdname: fdname.Name{Boot: earlier, KernelName: session.Name()}}
+	c.mu.Lock()
+	e.files = c.takeLeft(session.Name())
+	c.mu.Unlock()
+	c.set(session.Name(), liveupdate.Incoming, e)
+	return c.keepEntry(ctx, e)
+}
+
+// incoming is the entry of an incoming session, or ErrNotHere.
+func (c *Custody) incoming(ctx context.Context, kernelName string) (*entry, error) {
+	if e := c.get(kernelName, liveupdate.Incoming); e != nil {
+		return e, nil
+	}
+	session, err := c.device.Retrieve(ctx, kernelName)
+	if errors.Is(err, liveupdate.ErrNoSuchSession) {
+		return nil, ErrNotHere
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Adopt(ctx, session); err != nil {
+		c.log.Error("holds a session that the keeper hasn't", "kernelName", kernelName, "reason", err)
+	}
+	return c.get(kernelName, liveupdate.Incoming), nil
+}
+
+// earlier stands in the FDNAMEs of sessions that were retrieved here for the boot that they came from.
+const earlier = "00000000"
+
+func (c *Custody) keepEntry(ctx context.Context, e *entry) error {
+	items, done, err := e.items()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := c.keeper.Keep(ctx, items); err != nil && !errors.Is(err, ErrNoKeeper) {
+		return err
+	}
+	return nil // without a keeper it is as safe as this process
+}
+
+// claim remembers, with the keeper, that the owner has got an incoming session.
+func (c *Custody) claim(ctx context.Context, e *entry) error {
+	if err := c.keepEntry(ctx, e); err != nil { // it may not be there yet
+		// Its owner becomes a second holder, which is better than none.
+		c.log.Error("lends a session that the keeper hasn't", "kernelName", e.fdname.KernelName, "reason", err)
+		return nil
+	}
+	if e.claimed {
+		return nil
+	}
+	raw, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	marker := fd.New(raw)
+	defer marker.Close()
+	if err := c.keeper.Keep(ctx, []Item{{filePrefix(e.fdname) + "/" + claimedMarker, marker}}); err != nil && !errors.Is(err, ErrNoKeeper) {
+		// Without it only IncomingWaiting comes once more, after a restart of this process.
+		c.log.Warn("could not note that a session was claimed", "kernelName", e.fdname.KernelName, "reason", err)
+	}
+	c.mu.Lock()
+	e.claimed = true
+	c.mu.Unlock()
+	return nil
+}
+
+func (e *entry) lend(direction liveupdate.Direction) (*Lent, error) {
+	session, err := e.session.Dup()
+	if err != nil {
+		return nil, err
+	}
+	l := &Lent{Session: session, Direction: direction}
+	for _, f := range e.files {
+		dup, err := f.FD.Dup()
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		l.Files = append(l.Files, File{Name: f.Name, FD: dup})
+	}
+	return l, nil
+}
+
+// Release ends a parked session: the one that is asked for, or, where only one of that name is known, that one. Whoever
+// it was lent to keeps what it has.
+func (c *Custody) Release(ctx context.Context, kernelName string, want *liveupdate.Direction) (liveupdate.Direction, error) {
+	unlock, err := c.Lock(ctx, kernelName)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	in, out := c.get(kernelName, liveupdate.Incoming), c.get(kernelName, liveupdate.Outgoing)
+	switch {
+	case want != nil:
+	case in != nil && out != nil:
+		return 0, ErrAmbiguous
+	default:
+		d := liveupdate.Incoming
+		if out != nil {
+			d = liveupdate.Outgoing
+		}
+		want = &d
+	}
+	if *want == liveupdate.Outgoing {
+		if out == nil {
+			return 0, ErrNotHere
+		}
+		return *want, c.end(ctx, out, *want)
+	}
+	if in != nil {
+		return *want, c.end(ctx, in, *want)
+	}
+	session, err := c.device.Retrieve(ctx, kernelName)
+	switch {
+	case errors.Is(err, liveupdate.ErrNoSuchSession), errors.Is(err, liveupdate.ErrAlreadyRetrieved):
+		return 0, ErrNotHere
+	case err != nil:
+		return 0, err
+	}
+	return *want, session.Close()
+}
+
+// DropOutgoing ends a parked session of this kernel, if there is one. The caller has the Lock of its name.
+func (c *Custody) DropOutgoing(ctx context.Context, kernelName string) (dropped bool, err error) {
+	e := c.get(kernelName, liveupdate.Outgoing)
+	if e == nil {
+		return false, nil
+	}
+	return true, c.end(ctx, e, liveupdate.Outgoing)
+}
+
+func (c *Custody) end(ctx context.Context, e *entry, direction liveupdate.Direction) error {
+	if err := c.keeper.Drop(ctx, e.names()); err != nil {
+		return err
+	}
+	c.set(e.fdname.KernelName, direction, nil)
+	e.close()
+	return nil
+}
+
+// Parked is what List says of a session.
+type Parked struct {
+	KernelName string
+	Direction  liveupdate.Direction
+	Claimed    bool
+}
+
+// List are the parked sessions, by kernel name. What the kernel still has isn't among them: it can't be listed.
+func (c *Custody) List() []Parked {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []Parked
+	for _, k := range slices.SortedFunc(maps.Keys(c.parked), func(a, b key) int {
+		return cmp.Or(cmp.Compare(a.kernelName, b.kernelName), cmp.Compare(a.direction, b.direction))
+	}) {
+		list = append(list, Parked{k.kernelName, k.direction, c.parked[k].claimed})
+	}
+	return list
+}
+
+// Close closes what this process has. The keeper has its own.
+func (c *Custody) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.parked {
+		e.close()
+	}
+	for _, files := range c.left {
+		closeFiles(files)
+	}
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+
+//go:build linux
+
+// Package custodytest has a keeper for tests: PID 1 with a store that crosses updates can't be had outside a machine of
+// its own.
+package custodytest
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/holdfast-project/holdfast/internal/custody"
+)
+
+// Shelf keeps descriptors in this process. It outlives any number of custodies, and no update.
+type Shelf struct {
+	Max int // descriptors; 0 is no limit
+
+	mu    sync.Mutex
+	items []custody.Item
+}
+
+// Kind is the word for it.
+func (s *Shelf) Kind() string { return "shelf" }
+
+// Keep is [custody.Keeper.Keep].
+func (s *Shelf) Keep(_ context.Context, items []custody.Item) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Max > 0 && len(s.items)+len(items) > s.Max {
+		return &custody.FullError{Limit: s.Max}
+	}
+	for _, i := range items {
+		s.drop(i.Name)
+		dup, err := i.FD.Dup()
+		if err != nil {
+			return err
+		}
+		s.items = append(s.items, custody.Item{Name: i.Name, FD: dup})
+	}
+	return nil
+}
+
+// Drop is [custody.Keeper.Drop].
+func (s *Shelf) Drop(_ context.Context, names []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range names {
+		s.drop(n)
+	}
+	return nil
+}
+
+func (s *Shelf) drop(name string) {
+	s.items = slices.DeleteFunc(s.items, func(i custody.Item) bool {
+		if i.Name == name {
+			i.FD.Close()
+		}
+		return i.Name == name
+	})
+}
+
+// Handed is what it hands back to a new process.
+func (s *Shelf) Handed(t *testing.T) []custody.Item {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var items []custody.Item
+	for _, i := range s.items {
+		dup, err := i.FD.Dup()
+		if err != nil {
+			t.Fatal(err)
+		}
+		items = append(items, custody.Item{Name: i.Name, FD: dup})
+	}
+	return items
+}
+
+// Len is how many descriptors it has.
+func (s *Shelf) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.items)
+}
+
+// Close closes them.
+func (s *Shelf) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range s.items {
+		i.FD.Close()
+	}
+	s.items = nil
+}
