@@ -18,12 +18,15 @@ import (
 	"syscall"
 
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/custody"
+	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/journal"
 	"github.com/holdfast-project/holdfast/internal/orchestrator"
 	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/version"
+	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
 const usage = `holdfastd hands out live update sessions to services that ask for them, by varlink.
@@ -93,6 +96,10 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 		return err
 	}
 	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log}
+	if o.Custody, err = takeCustody(ctx, path, o.Device, log); err != nil {
+		return err
+	}
+	defer o.Custody.Close()
 	rules, err := source.load(log)
 	if rules == nil {
 		return err
@@ -143,12 +150,36 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 	if err := o.Server().Serve(serving, listener); err != nil || ctx.Err() != nil {
 		return err
 	}
+	if len(o.Custody.List()) > 0 {
+		// Something was parked since. systemd starts the unit again, with all of it.
+		log.Debug("ending, to be started again with what is parked")
+		return nil
+	}
 	log.Debug("starting over, to give back memory")
 	<-reloading
 	// What comes now would end the new one before it listens for it; it reads the policy anyway.
 	signal.Ignore(syscall.SIGHUP)
 	flush()
 	return systemd.StartOver(listener)
+}
+
+// takeCustody takes over what was parked: it comes behind the socket. Whoever started it with --listen has no store.
+func takeCustody(ctx context.Context, path string, device liveupdate.Device, log *slog.Logger) (*custody.Custody, error) {
+	var keeper custody.Keeper
+	store := &custody.FDStore{}
+	if err := store.Check(ctx); err == nil {
+		keeper = store
+	} else {
+		keeper = custody.None{Reason: err}
+		log.Info("sessions can't be parked here", "reason", err)
+	}
+	var handed []custody.Item
+	if listened := systemd.ListenFDs(); path == "" && len(listened) > 1 {
+		for _, l := range listened[1:] {
+			handed = append(handed, custody.Item{Name: l.Name, FD: fd.New(l.Raw)})
+		}
+	}
+	return custody.New(device, keeper, handed, log)
 }
 
 // source is where the policy comes from.

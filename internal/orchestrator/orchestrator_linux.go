@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/holdfast-project/holdfast/api"
+	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/peer"
@@ -65,6 +66,7 @@ func placeOf(id peer.Identity) place {
 type Orchestrator struct {
 	Device  liveupdate.Device
 	Cgroups *peer.Cgroups
+	Custody *custody.Custody
 	Version string
 	Log     *slog.Logger
 	// StartOver, unless nil, is called when the last one of a crowd of connections has gone. Go's runtime never gives
@@ -117,11 +119,15 @@ func (o *Orchestrator) Server() *varlink.Server {
 				"Describe": o.describe,
 				"Acquire":  o.acquire,
 				"Identify": o.identify,
+				"Park":     o.park,
 				"Reclaim":  o.reclaim,
+				"Release":  o.release,
+				"List":     o.list,
 			},
 		}},
-		Admit: o.admit,
-		Log:   o.Log,
+		Admit:  o.admit,
+		MaxFDs: 2 + custody.FilesMax, // Park's
+		Log:    o.Log,
 	}
 }
 
@@ -188,7 +194,8 @@ func (o *Orchestrator) leave(p place) {
 func (o *Orchestrator) idle() {
 	c := &o.connections
 	c.Lock()
-	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd
+	// What is parked would have to be handed back, and only PID 1 does that.
+	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd && len(o.Custody.List()) == 0
 	c.Unlock()
 	if startOver {
 		o.StartOver()
@@ -205,6 +212,7 @@ type session struct {
 	Direction  string `json:"direction"`
 	Parked     bool   `json:"parked"`
 	Foreign    bool   `json:"foreign"`
+	Claimed    *bool  `json:"claimed,omitempty"`
 }
 
 func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
@@ -216,7 +224,7 @@ func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varli
 		Keeper  string `json:"keeper"`
 		NameMax int    `json:"nameMax"`
 		Problem string `json:"problem,omitempty"`
-	}{Version: o.Version, Keeper: "none", NameMax: name.Max}
+	}{Version: o.Version, Keeper: o.Custody.Kind(), NameMax: name.Max}
 	max, err := o.longestName(ctx)
 	if err == nil {
 		reply.NameMax = max
@@ -273,7 +281,8 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 	if err := o.checkRate(who); err != nil {
 		return nil, o.refuse(who, in.Name, err)
 	}
-	made, done, err := o.create(ctx, name.Kernel(who.owner, in.Name))
+	kernelName := name.Kernel(who.owner, in.Name)
+	made, done, err := o.create(ctx, kernelName, in.Fresh != nil && *in.Fresh, in.Replace != nil && *in.Replace)
 	if err != nil {
 		return nil, o.refuse(who, in.Name, err)
 	}
@@ -290,7 +299,11 @@ func (o *Orchestrator) acquire(ctx context.Context, call *varlink.Call) (*varlin
 
 // create makes a session. done is to be called when it is closed here: a client that has closed its own descriptor may
 // ask for the name again at once, by another connection, and shall not find it taken for the moment until then.
-func (o *Orchestrator) create(ctx context.Context, kernelName string) (made *liveupdate.Session, done func(), err error) {
+//
+// Unless it is to be fresh, one of that name that came from the previous kernel must not be overlooked. Where the kernel
+// has it still it is taken into custody, if there is a keeper: without one it is safer where it is. Only then, with
+// replace, a parked one of this kernel is dropped.
+func (o *Orchestrator) create(ctx context.Context, kernelName string, fresh, replace bool) (made *liveupdate.Session, done func(), err error) {
 	h := &o.handing
 	h.Lock()
 	earlier := h.closed[kernelName]
@@ -301,7 +314,27 @@ func (o *Orchestrator) create(ctx context.Context, kernelName string) (made *liv
 		case <-ctx.Done():
 		}
 	}
-	made, err = o.Device.Create(ctx, kernelName)
+	unlock, err := o.Custody.Lock(ctx, kernelName)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+	here, claimed := o.Custody.Incoming(kernelName)
+	look := !fresh && !claimed && o.Custody.Keeps()
+	switch {
+	case !fresh && here && !claimed:
+		err = errWaiting
+	case replace:
+		made, err = o.replace(ctx, kernelName, look)
+	case look:
+		var direction liveupdate.Direction
+		made, direction, err = o.Device.RetrieveOrCreate(ctx, kernelName)
+		if err == nil && direction == liveupdate.Incoming {
+			made, err = nil, o.waiting(ctx, made)
+		}
+	default:
+		made, err = o.Device.Create(ctx, kernelName)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -322,67 +355,43 @@ func (o *Orchestrator) create(ctx context.Context, kernelName string) (made *liv
 	}, nil
 }
 
-// file is io.holdfast.Sessions.File.
-type file struct {
-	Name           string `json:"name"`
-	FileDescriptor int    `json:"fileDescriptor"`
+// waiting takes a session that the kernel had into custody, and is the error for whoever would have overlooked it.
+func (o *Orchestrator) waiting(ctx context.Context, session *liveupdate.Session) error {
+	if err := o.Custody.Adopt(ctx, session); err != nil {
+		o.Log.Error("holds a session that the keeper hasn't", "kernelName", session.Name(), "reason", err)
+	}
+	return errWaiting
 }
 
-// reclaim gives a session back. After the kexec the kernel is the store: it has whatever nobody has retrieved.
-//
-// There is no copy that stays here, so from the answer on the session is the client's alone.
-func (o *Orchestrator) reclaim(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
-	var in struct {
-		Name      string   `json:"name"`
-		Direction *string  `json:"direction"`
-		Subject   *subject `json:"subject"`
-	}
-	if err := call.Parameters(&in); err != nil {
-		return nil, err
-	}
-	outgoing := false
-	if in.Direction != nil {
-		outgoing = *in.Direction == liveupdate.Outgoing.String()
-		if !outgoing && *in.Direction != liveupdate.Incoming.String() {
-			return nil, varlink.InvalidParameter("direction")
+// replace drops the parked session of this kernel, and makes another. Nothing is dropped before it is known that none of
+// the previous kernel waits.
+func (o *Orchestrator) replace(ctx context.Context, kernelName string, look bool) (*liveupdate.Session, error) {
+	if look {
+		waits, err := o.Device.Retrieve(ctx, kernelName)
+		switch {
+		case err == nil:
+			return nil, o.waiting(ctx, waits)
+		case !errors.Is(err, liveupdate.ErrNoSuchSession) && !errors.Is(err, liveupdate.ErrAlreadyRetrieved):
+			return nil, err
 		}
 	}
-	who, err := o.may(call, in.Subject)
+	dropped, err := o.Custody.DropOutgoing(ctx, kernelName)
 	if err != nil {
-		return nil, o.refuse(who, in.Name, err)
+		return nil, err
 	}
-	if err := o.checkName(ctx, who, in.Name); err != nil {
-		return nil, o.refuse(who, in.Name, err)
+	// The keeper closes its copy some time after it was told to.
+	for pause := time.Millisecond; ; pause *= 2 {
+		made, err := o.Device.Create(ctx, kernelName)
+		if !dropped || pause > time.Second || !errors.Is(err, liveupdate.ErrNameTaken) {
+			return made, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
-	if outgoing {
-		return nil, visible(in.Name, errNothingParked)
-	}
-	if err := o.checkRate(who); err != nil {
-		return nil, o.refuse(who, in.Name, err)
-	}
-	back, err := o.Device.Retrieve(ctx, name.Kernel(who.owner, in.Name))
-	if errors.Is(err, liveupdate.ErrNoSuchSession) {
-		return nil, visible(in.Name, err) // as at every first start: nothing for the log
-	}
-	if err != nil {
-		return nil, o.refuse(who, in.Name, err)
-	}
-	o.Log.Info("gave back a session", who.fields("name", in.Name, "kernelName", back.Name(), "rule", who.grant.Rule)...)
-	return &varlink.Reply{
-		Parameters: struct {
-			Session               session `json:"session"`
-			SessionFileDescriptor int     `json:"sessionFileDescriptor"`
-			Files                 []file  `json:"files"`
-		}{
-			Session: session{Name: in.Name, Owner: who.owner, KernelName: back.Name(), Direction: liveupdate.Incoming.String()},
-			Files:   []file{}, // they are in the session, for the one who is to pay for the memory
-		},
-		FDs: []*fd.FD{fd.New(back.Disown())},
-	}, nil
 }
-
-// errNothingParked is a session of this kernel that the orchestrator doesn't have: it keeps none.
-var errNothingParked = errors.New("no session of this kernel is parked here")
 
 func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
 	var in struct {
@@ -440,6 +449,9 @@ func visible(n string, err error) error {
 	var denial *policy.Denial
 	var noOwner *policy.NoOwner
 	var limited *rateLimited
+	var stranger *notOwner
+	var quota *custody.QuotaError
+	var full *custody.FullError
 	var invalid *name.InvalidError
 	var busy *liveupdate.BusyError
 	var kernel *liveupdate.Error
@@ -459,7 +471,21 @@ func visible(n string, err error) error {
 		return reply("NameInvalid", map[string]string{"name": invalid.Name, "reason": invalid.Reason})
 	case errors.Is(err, liveupdate.ErrNotASession):
 		return reply("NotASession", nil)
-	case errors.Is(err, liveupdate.ErrNoSuchSession), errors.Is(err, errNothingParked):
+	case errors.Is(err, custody.ErrAmbiguous):
+		return varlink.InvalidParameter("direction")
+	case errors.Is(err, errWaiting):
+		return reply("IncomingWaiting", map[string]string{"name": n})
+	case errors.Is(err, custody.ErrNotOutgoing):
+		return reply("NotOutgoing", map[string]string{"kernelName": n})
+	case errors.As(err, &stranger):
+		return reply("NotOwner", map[string]string{"kernelName": stranger.kernelName})
+	case errors.As(err, &quota):
+		return reply("QuotaExceeded", map[string]int{"limit": quota.Limit})
+	case errors.As(err, &full):
+		return reply("KeeperFull", map[string]int{"limit": full.Limit})
+	case errors.Is(err, custody.ErrNoKeeper):
+		return reply("KeeperFull", map[string]int{"limit": 0})
+	case errors.Is(err, liveupdate.ErrNoSuchSession), errors.Is(err, custody.ErrNotHere):
 		return reply("NoSuchSession", map[string]string{"name": n})
 	case errors.Is(err, liveupdate.ErrNameTaken):
 		return reply("NameTaken", map[string]string{"name": n})

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/varlink"
@@ -35,6 +36,10 @@ func serveWith(t *testing.T, p *policy.Policy, device string) (*Orchestrator, *v
 		t.Fatal(err)
 	}
 	o := &Orchestrator{Device: liveupdate.Device{Path: device}, Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
+	if o.Custody, err = custody.New(o.Device, custody.None{Reason: errors.New("this is a test")}, nil, o.Log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.Custody.Close)
 	o.SetPolicy(p)
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
 	if err != nil {
