@@ -131,12 +131,25 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 // to 18 where the kernel has no GET_NAME (see [Client.Describe]). It is the caller's own: no other unit's session can
 // have the same kernel name. The context's deadline also bounds how long the orchestrator waits for a busy device;
 // without one that is 5 seconds.
+//
+// [ErrIncomingWaiting]: memory that was committed under this name in the previous kernel waits to be reclaimed.
 func (c *Client) Acquire(ctx context.Context, name string) (*Session, error) {
+	return c.acquire(ctx, name, acquireOptions{})
+}
+
+type acquireOptions struct {
+	fresh   bool // also if one of the previous kernel waits
+	replace bool // a parked one of this kernel
+}
+
+func (c *Client) acquire(ctx context.Context, name string, o acquireOptions) (*Session, error) {
 	op := fmt.Sprintf("acquire %q", name)
 	in := struct {
 		Name        string `json:"name"`
+		Fresh       bool   `json:"fresh,omitempty"`
+		Replace     bool   `json:"replace,omitempty"`
 		TimeoutUSec int64  `json:"timeoutUSec,omitempty"`
-	}{Name: name}
+	}{Name: name, Fresh: o.fresh, Replace: o.replace}
 	if deadline, ok := ctx.Deadline(); ok {
 		// The answer, with who holds a busy device, takes time too.
 		left := time.Until(deadline)

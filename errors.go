@@ -46,6 +46,8 @@ var (
 	ErrNotOwner        = &Error{Kind: sessionsErrors + "NotOwner"}
 	ErrNoOwner         = &Error{Kind: sessionsErrors + "NoOwner"}
 	ErrNotPermitted    = &Error{Kind: sessionsErrors + "NotPermitted"}
+	ErrQuotaExceeded   = &Error{Kind: sessionsErrors + "QuotaExceeded"}
+	ErrKeeperFull      = &Error{Kind: sessionsErrors + "KeeperFull"}
 	ErrRateLimited     = &Error{Kind: sessionsErrors + "RateLimited"}
 	ErrDeviceBusy      = &Error{Kind: sessionsErrors + "DeviceBusy"}
 	ErrKernelNotReady  = &Error{Kind: sessionsErrors + "KernelNotReady"}
@@ -74,7 +76,7 @@ func (e *Error) Error() string {
 	case ErrNameTaken.Kind:
 		text = fmt.Sprintf("a session %q exists already; close every descriptor of it first, fd stores included", e.Name)
 	case ErrIncomingWaiting.Kind:
-		text = "a session of this name waits to be taken back"
+		text = "a session of this name came from the previous kernel and waits to be reclaimed"
 	case ErrNoSuchSession.Kind:
 		text = fmt.Sprintf("there is no session %q", e.Name)
 	case ErrNotASession.Kind:
@@ -89,6 +91,13 @@ func (e *Error) Error() string {
 		text = "not permitted: " + e.Reason
 		if e.Rule != "" {
 			text += " (rule: " + e.Rule + ")"
+		}
+	case ErrQuotaExceeded.Kind:
+		text = fmt.Sprintf("%d sessions of this owner are parked, which is its limit; release one, or have max-parked raised in the policy", e.Limit)
+	case ErrKeeperFull.Kind:
+		text = fmt.Sprintf("the orchestrator's keeper holds at most %d descriptors, and is full; have others released, or FileDescriptorStoreMax= of holdfastd.service raised", e.Limit)
+		if e.Limit == 0 {
+			text = "the orchestrator has no keeper here, so nothing can be parked: it takes systemd 261 or newer"
 		}
 	case ErrRateLimited.Kind:
 		text = fmt.Sprintf("too many sessions were asked for; try again in %v", time.Duration(e.RetryUSec)*time.Microsecond)

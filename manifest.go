@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/holdfast-project/holdfast/internal/name"
 )
@@ -69,6 +70,9 @@ func (m *Manifest) Size() int64 {
 // manifestMax bounds a manifest that is read, in bytes. 4,096 files with the longest names fit.
 const manifestMax = 1 << 20
 
+// parkedManifest is the name of a manifest among parked files, before its generation.
+const parkedManifest = "manifest@"
+
 // fileNameMax is the longest name of a file, in bytes. It is part of an FDNAME, which has room for 255.
 const fileNameMax = 128
 
@@ -77,6 +81,9 @@ func checkFileName(file string) error {
 	var invalid *name.InvalidError
 	if err := name.Check(file, fileNameMax); errors.As(err, &invalid) {
 		return fmt.Errorf("holdfast: the file name %q can't be one: %s", file, invalid.Reason)
+	}
+	if strings.HasPrefix(file, parkedManifest) {
+		return fmt.Errorf("holdfast: the file name %q can't be one: names that begin with %q are for manifests", file, parkedManifest)
 	}
 	return nil
 }

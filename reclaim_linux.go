@@ -14,18 +14,16 @@ import (
 // reclaimTimeout is for an orchestrator that doesn't answer at all. It is longer than it waits for the device.
 const reclaimTimeout = 30 * time.Second
 
-// Reclaim gets back by its name what the caller committed in the previous kernel, where no fd store hands it over (see
-// [Restored]): from the kernel itself, which keeps what nobody has asked for yet. Next comes [Renew], with
-// [WithoutStore] where there is still no fd store.
+// Reclaim gets back by its name what the caller has committed, where no fd store hands it over (see [Restored]): what was
+// parked, and, after an update, what only the kernel has until somebody asks. Next comes [Renew].
 //
 // [ErrNoSuchSession]: nothing was committed under this name, so this is the first start. A session without a manifest
-// was never committed, and is given up. [liveupdate.ErrAlreadyRetrieved]: some process has it; don't start afresh.
+// was never committed. [liveupdate.ErrAlreadyRetrieved]: some process has it that isn't the orchestrator; don't start
+// afresh.
 //
-// A session can be had once in each kernel, and the orchestrator keeps no copy yet: from now on the memory is there as
-// long as this process is, or until Renew has put it into an fd store. So after a [*MemoryLimitError] of
-// [Committed.Retrieve] don't end, but have the limit raised and call it again. Once the orchestrator was asked, the end of
-// the context doesn't break that off: an answer that nobody takes would be the end of the session. A busy device is
-// waited for up to 5 seconds.
+// The orchestrator keeps its copy until Renew is through, or [Client.Release] is called, so whoever dies meanwhile may
+// reclaim again. Where it has no keeper (see [Client.Describe]) its copy is lost with its process. Once the orchestrator
+// was asked, the end of the context doesn't break that off. A busy device is waited for up to 5 seconds.
 func (c *Client) Reclaim(ctx context.Context, name string) (*Committed, error) {
 	op := fmt.Sprintf("reclaim %q", name)
 	if err := ctx.Err(); err != nil {
@@ -33,30 +31,39 @@ func (c *Client) Reclaim(ctx context.Context, name string) (*Committed, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reclaimTimeout)
 	defer cancel()
-	in := struct {
-		Name      string `json:"name"`
-		Direction string `json:"direction"`
-	}{name, liveupdate.Incoming.String()}
-	var out struct {
-		Session               sessionReply `json:"session"`
-		SessionFileDescriptor int          `json:"sessionFileDescriptor"`
-	}
-	fds, err := c.call(ctx, op, "Reclaim", in, nil, &out)
+	r, err := c.reclaim(ctx, op, name, nil)
 	if err != nil {
 		return nil, err
 	}
-	lu, err := takeSession(fds, out.SessionFileDescriptor, out.Session.KernelName)
-	if err != nil {
-		return nil, fmt.Errorf("holdfast: %s: %w", op, err)
+	if r.direction == liveupdate.Incoming {
+		manifest, manifestFD, err := incomingManifest(r.lu, r.lu.Name())
+		if err == nil {
+			closeFiles(r.files) // the session has all of it
+			return &Committed{manifest: manifest, manifestFD: manifestFD, incoming: r.lu, reclaimed: true}, nil
+		}
+		if !errors.Is(err, liveupdate.ErrNoSuchToken) {
+			r.close()
+			return nil, fmt.Errorf("holdfast: %s: %w", op, err)
+		}
+		// Finished, by a renewal that somebody died in, or never committed. If an update came before that was done, the
+		// files came over by themselves.
+		if committed, err := r.committed(); err == nil {
+			committed.finished, committed.outgoing, committed.parked = append(committed.finished, committed.outgoing), nil, false
+			return committed, nil
+		}
+		closeFiles(r.files)
+		finished := r.lu
+		outgoing := liveupdate.Outgoing
+		if r, err = c.reclaim(ctx, op, name, &outgoing); err != nil {
+			finished.Close()
+			return nil, err
+		}
+		defer finished.Close()
 	}
-	manifest, manifestFD, err := incomingManifest(lu, lu.Name())
-	if errors.Is(err, liveupdate.ErrNoSuchToken) {
-		lu.Close()
+	committed, err := r.committed()
+	if err != nil {
+		r.close()
 		return nil, &Error{Op: op, Kind: ErrNoSuchSession.Kind, Name: name}
 	}
-	if err != nil {
-		lu.Disown() // not closed: this is the last descriptor of what may be somebody's memory
-		return nil, fmt.Errorf("holdfast: %s: %w", op, err)
-	}
-	return &Committed{manifest: manifest, manifestFD: manifestFD, incoming: lu, reclaimed: true}, nil
+	return committed, nil
 }

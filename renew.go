@@ -24,6 +24,7 @@ type RenewOption func(*renewOptions)
 type renewOptions struct {
 	progress     func(RenewStep)
 	withoutStore bool
+	parking      bool
 }
 
 func (o *renewOptions) done(step RenewStep) {
@@ -36,6 +37,12 @@ func (o *renewOptions) done(step RenewStep) {
 // gigabytes to be pinned. Of what is being renewed it may only call Name and Manifest.
 func WithProgress(progress func(RenewStep)) RenewOption {
 	return func(o *renewOptions) { o.progress = progress }
+}
+
+// WithParking has the orchestrator keep the memory, and not the fd store of one's own unit. It is for what has come by
+// [Client.Reclaim]; what came from an fd store is refused.
+func WithParking() RenewOption {
+	return func(o *renewOptions) { o.parking = true }
 }
 
 // WithoutStore is for programs that have no fd store, as where there is no systemd: this process alone holds what it

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/holdfast-project/holdfast/internal/systemd"
+	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
 // Renew makes committed memory ready for the next update, in a session of this kernel: one of the previous kernel
@@ -34,13 +35,24 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 	}
 	var store *systemd.Store // nil without one
 	var err error
-	if !o.withoutStore {
+	if c.parked && !o.parking {
+		return nil, fmt.Errorf("holdfast: renew %q: it is parked with the orchestrator, and belongs there: renew it WithParking", c.manifest.Name)
+	}
+	if (o.parking || o.withoutStore) && !c.reclaimed {
+		return nil, fmt.Errorf("holdfast: renew %q: it came from this unit's fd store, and belongs there: renew it without WithoutStore or WithParking", c.manifest.Name)
+	}
+	if !o.withoutStore && !o.parking {
 		if store, err = openStore(ctx); err != nil {
 			return nil, err
 		}
 		defer store.Close()
-	} else if !c.reclaimed {
-		return nil, fmt.Errorf("holdfast: renew %q: it came from this unit's fd store, and belongs there: renew it without WithoutStore", c.manifest.Name)
+	}
+	if o.parking {
+		session, err := c.renewParked(ctx, client, o.done)
+		if err != nil {
+			return nil, err
+		}
+		return c.through(session, o.done), nil
 	}
 	session := &Session{name: c.manifest.Name, owner: c.manifest.Owner, generation: c.manifest.Generation,
 		lu: c.outgoing, files: c.files, manifest: c.manifestFD}
@@ -64,12 +76,22 @@ func Renew(ctx context.Context, client *Client, c *Committed, options ...RenewOp
 		}
 		systemd.Barrier(ctx)
 	}
+	if c.reclaimed {
+		// The orchestrator's copy is of no more use.
+		incoming := liveupdate.Incoming
+		client.release(ctx, c.manifest.Name, &incoming)
+	}
+	return c.through(session, o.done), nil
+}
+
+// through gives all that c has to the session.
+func (c *Committed) through(session *Session, done func(RenewStep)) *Session {
 	for _, s := range c.finished {
 		s.Close()
 	}
 	c.outgoing, c.files, c.manifestFD, c.finished = nil, nil, nil, nil
-	o.done(Released)
-	return session, nil
+	done(Released)
+	return session
 }
 
 func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.Store, done func(RenewStep)) (*Session, error) {
@@ -97,7 +119,7 @@ func (c *Committed) renew(ctx context.Context, client *Client, store *systemd.St
 		c.finished, c.incoming = append(c.finished, c.incoming), nil
 		done(Finished)
 	}
-	session, err := client.Acquire(ctx, c.manifest.Name)
+	session, err := client.acquire(ctx, c.manifest.Name, acquireOptions{fresh: true})
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,7 @@ type Committed struct {
 	stale              []string // FDNAMEs that are of no more use once a session of this kernel is stored
 	charged            bool     // the files were retrieved before, by somebody who died since
 	reclaimed          bool     // by name, and not from the fd store
+	parked             bool     // outgoing may not have all of the files yet, and the orchestrator keeps it
 }
 
 // Name is the client's own portion of the session's name.

@@ -57,7 +57,9 @@ func (s *Session) LiveUpdate() *liveupdate.Session { return s.lu }
 // which takes time in proportion to it, so it is best done long before the update; from now on the file can be
 // written but not resized, until the session is closed everywhere.
 //
-// The name is 1 to 128 bytes of [A-Za-z0-9_.@-], the first a letter or digit. The descriptor stays the caller's.
+// The name is 1 to 128 bytes of [A-Za-z0-9_.@-], the first a letter or digit, and doesn't begin with "manifest@". The
+// descriptor stays the caller's. A memfd made with MFD_NOEXEC_SEAL is refused unless it is sealed against writing: it
+// would come back so.
 func (s *Session) Preserve(file string, f *os.File) error {
 	if err := checkFileName(file); err != nil {
 		return err
@@ -70,6 +72,12 @@ func (s *Session) preserve(file string, raw int) error {
 	defer s.mu.Unlock()
 	if s.manifest != nil {
 		return fmt.Errorf("holdfast: preserve %q in %q: %w", file, s.name, ErrCommitted)
+	}
+	// The next kernel makes it an executable file, where F_SEAL_EXEC brings all other seals with it
+	// (memfd_luo_retrieve(), mm/memfd_luo.c, and memfd_add_seals(), mm/memfd.c, Linux 7.2.13): it would come back, and could
+	// not be written any more.
+	if seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err == nil && seals&unix.F_SEAL_EXEC != 0 && seals&unix.F_SEAL_WRITE == 0 {
+		return fmt.Errorf("holdfast: preserve %q in %q: a memfd with F_SEAL_EXEC would come back sealed against writing; make it without MFD_NOEXEC_SEAL, or seal it against writing yourself", file, s.name)
 	}
 	copied, err := unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
