@@ -42,8 +42,10 @@ of the previous kernel stays among the rest: holdfast identify --fd tells them a
 
 The memory that COMMAND preserves in the session stays until the update only if
 somebody holds the session open: COMMAND stores it in the unit's fd store, for
-example by systemd-notify --fd=3 --fdname="${LISTEN_FDNAMES%%:*}".
-It is refused in a scope and outside of units, which have no fd store.
+example by systemd-notify --fd=3 --fdname="${LISTEN_FDNAMES%%:*}". Or, in a scope, in a
+container or in a user's service, it has holdfastd keep it: see holdfast park. Where
+holdfastd has no keeper either (holdfast status), it is refused in a scope and outside
+of units.
 Signals that systemd has this ignore (IgnoreSIGPIPE=) have their default action again
 in COMMAND.
 
@@ -84,21 +86,20 @@ func acquireCommand() *cobra.Command {
 
 func acquire(ctx context.Context, name string, timeout time.Duration, command []string) error {
 	inherited := systemd.ListenFDs()
-	// The number after them is wanted in the end. The Go runtime must not have its epoll descriptor there, which can't
-	// be replaced while it runs.
-	if _, err := unix.FcntlInt(uintptr(unix.Stderr), unix.F_DUPFD_CLOEXEC, firstFD+len(inherited)); err != nil {
-		return fmt.Errorf("reserving a file descriptor: %w", err)
+	if err := reserve(firstFD+len(inherited), 1); err != nil {
+		return err
 	}
 	path, err := exec.LookPath(command[0])
 	if err != nil {
 		return cannotRun(command[0], err)
 	}
-	if err := checkUnit(); err != nil {
-		return err
-	}
+	noStore := checkUnit()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	client, err := holdfast.Dial(ctx)
+	if noStore != nil && (err != nil || !keeps(ctx, client)) {
+		return noStore
+	}
 	if err != nil {
 		return explain(err)
 	}
@@ -111,6 +112,12 @@ func acquire(ctx context.Context, name string, timeout time.Duration, command []
 		if errors.Is(err, holdfast.ErrNoOwner) {
 			return fmt.Errorf("%w: %s", err, asService)
 		}
+		if errors.Is(err, holdfast.ErrNotPermitted) && noStore != nil {
+			return fmt.Errorf("%w; run it as a service: %s", err, asService)
+		}
+		if errors.Is(err, holdfast.ErrIncomingWaiting) {
+			return fmt.Errorf("%w: holdfast reclaim %s -- COMMAND", err, name)
+		}
 		if err != nil {
 			return explain(err)
 		}
@@ -122,7 +129,13 @@ func acquire(ctx context.Context, name string, timeout time.Duration, command []
 	return become(path, command, append([]systemd.Listened{session}, rest...))
 }
 
-// checkUnit refuses where nothing could give the session back after an update.
+// keeps tells whether sessions can be parked with holdfastd.
+func keeps(ctx context.Context, client *holdfast.Client) bool {
+	d, err := client.Describe(ctx)
+	return err == nil && d.Keeper != "none"
+}
+
+// checkUnit fails where there is no fd store to give the session back after an update.
 func checkUnit() error {
 	cgroup, err := peer.OwnCgroup()
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
 )
@@ -49,9 +48,8 @@ func identifyCommand() *cobra.Command {
 		Use: "identify", Short: "Say what a session is, and whose", Long: longIdentify, Example: exampleIdentify,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// What was inherited isn't close-on-exec; what the Go runtime has opened is.
-			if flags, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
-				return explain(fmt.Errorf("file descriptor %d is not open; start this with the session as it, or name another one with --fd", number))
+			if err := checkInherited(int(number)); err != nil {
+				return explain(err)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
 			defer cancel()

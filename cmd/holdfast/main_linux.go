@@ -22,7 +22,8 @@ const long = `holdfast gets live update sessions for programs, and says what wor
 A live update replaces the running kernel by kexec. What a program has put into a
 live update session stays in memory, and the program's next incarnation gets it
 back from the new kernel. Sessions are handed out by holdfastd, which works out
-from the caller's cgroup whose they are.
+from the caller's cgroup whose they are, and keeps them for programs without an
+fd store of their own.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 
@@ -33,6 +34,8 @@ const example = `  holdfast status
   systemd-run --unit=cache -p FileDescriptorStoreMax=16 -p FileDescriptorStorePreserve=yes \
       holdfast acquire ram -- /usr/bin/cache
   holdfast identify --fd 3
+  holdfast park ram --file data=4
+  holdfast reclaim ram -- /usr/bin/cache
   holdfast policy explain --unit cache.service ram`
 
 // exitError ends the program with a status of its own.
@@ -51,7 +54,8 @@ func main() {
 		Args: cobra.NoArgs,
 	}
 	root.SetVersionTemplate("holdfast {{.Version}}\n")
-	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(), policyCommand(), versionCommand())
+	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(),
+		parkCommand(), reclaimCommand(), releaseCommand(), listCommand(), policyCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	// It runs once arguments and flags have been found right: what fails before it is wrong usage.
 	understood := false

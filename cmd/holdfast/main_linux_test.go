@@ -25,7 +25,13 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
+// binariesVariable tells a test that luosim starts again where they are.
+const binariesVariable = "HOLDFAST_TEST_BINARIES"
+
 func run(m *testing.M) int {
+	if binaries = os.Getenv(binariesVariable); binaries != "" {
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "holdfast-test-")
 	if err != nil {
 		panic(err)
@@ -36,6 +42,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	binaries = dir
+	os.Setenv(binariesVariable, dir)
 	return m.Run()
 }
 
@@ -97,6 +104,27 @@ func TestUsage(t *testing.T) {
 		{"acquire x --timeout soon -- true", "timeout"},
 		{"identify x", "x"},
 		{"identify --fd -1", "--fd"},
+		{"park", "NAME"},
+		{"park x y", `"y" is too many`},
+		{"park x --fd -1", "--fd"},
+		{"park x --file data", "NAME=NUMBER"},
+		{"park x --file data=", "NAME=NUMBER"},
+		{"park x --file data=-1", "NAME=NUMBER"},
+		{"park x --file =4", "it is empty"},
+		{"park x --file ../data=4", "it must start with a letter or a digit"},
+		{"park x --file data=4 --file data=5", `two files "data"`},
+		{"reclaim", "NAME"},
+		{"reclaim -- true", "NAME"},
+		{"reclaim x", `a COMMAND after "--"`},
+		{"reclaim x y -- true", `"y" is too many`},
+		{"reclaim x --direction sideways -- true", "incoming or outgoing"},
+		{"reclaim x --direction= -- true", "incoming or outgoing"},
+		{"release", "NAME of a session, or --kernel-name"},
+		{"release x y", `"y" is too many`},
+		{"release x --kernel-name h1-ok2ohkddat64npei.ram", "not both"},
+		{"release --kernel-name ram", `"ram" is no kernel name`},
+		{"release x --direction Incoming", "incoming or outgoing"},
+		{"list x", "x"},
 		{"policy", "a command is missing; see holdfast policy --help"},
 		{"policy nonsense", "nonsense"},
 		{"policy explain", "one of --pid, --unit and --cgroup; see holdfast policy explain --help"},
@@ -122,7 +150,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, name := range []string{"", "status", "acquire", "identify", "policy", "policy check", "policy explain", "version"} {
+	for _, name := range []string{"", "status", "acquire", "identify", "park", "reclaim", "release", "list", "policy", "policy check", "policy explain", "version"} {
 		r := tool(t, nowhere, strings.Fields(name+" --help")...)
 		if r.status != 0 || r.stderr != "" || !strings.Contains(r.stdout, "Examples:\n  ") {
 			t.Errorf("holdfast %s --help: exit status %d, stderr %q, stdout without an example:\n%s", name, r.status, r.stderr, r.stdout)
@@ -142,6 +170,9 @@ func TestVersion(t *testing.T) {
 }
 
 func TestCompletion(t *testing.T) {
+	if r := tool(t, nowhere, "__complete", "reclaim", "x", "--direction", ""); !strings.HasPrefix(r.stdout, "incoming\noutgoing\n") {
+		t.Errorf("completing --direction: %+v", r)
+	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if r := tool(t, nowhere, "completion", shell); r.status != 0 || !strings.Contains(r.stdout, "holdfast") {
 			t.Errorf("holdfast completion %s: %+v", shell, r)
@@ -214,7 +245,8 @@ func TestKernelNotReady(t *testing.T) {
 			if want := map[bool]string{true: "does not answer", false: "holdfastd devel"}[address == nowhere]; !strings.Contains(plain.stdout, want) {
 				t.Errorf("holdfast status printed\n%swithout %q", plain.stdout, want)
 			}
-			for _, args := range [][]string{{"acquire", "x", "--", "true"}, {"identify", "--fd", "0"}, {"identify"}} {
+			for _, args := range [][]string{{"acquire", "x", "--", "true"}, {"identify", "--fd", "0"}, {"identify"},
+				{"park", "x", "--fd", "0"}, {"park", "x"}, {"reclaim", "x", "--", "true"}, {"release", "x"}} {
 				if r := runTool(t, service(command(address, args...))); r.status != 1 || r.stderr != said || r.stdout != "" {
 					t.Errorf("holdfast %s: %+v; want exit status 1 and on stderr %q", strings.Join(args, " "), r, said)
 				}
@@ -266,6 +298,7 @@ func TestCommandCannotRun(t *testing.T) {
 	} {
 		t.Log(test.command)
 		tool(t, nowhere, "acquire", "x", "--", test.command).failed(t, test.status, test.command)
+		tool(t, nowhere, "reclaim", "x", "--", test.command).failed(t, test.status, test.command)
 	}
 }
 
