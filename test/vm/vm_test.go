@@ -34,6 +34,8 @@ func run(m *testing.M) int {
 		{"install", "-D", "../../bin/notebook", tree + "/usr/bin/notebook"},
 		{"install", "-D", "-m", "0644", "../../examples/notebook/notebook.service", tree + "/usr/lib/systemd/system/notebook.service"},
 		{"install", "-D", "-m", "0644", "lib.sh", tree + "/test/lib.sh"},
+		{"install", "-D", "-m", "0644", "parking.sh", tree + "/test/parking.sh"},
+		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/parker", "../parker"},
 		{"go", "test", "-c", "-o", tree + "/liveupdate.test", "../../liveupdate"},
 		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
 	} {
@@ -107,6 +109,22 @@ func TestNotebook(t *testing.T) {
 
 func TestNotebookWithInitrd(t *testing.T) {
 	guest(t, "notebook.sh", "--next-kernel", "7.3", "--initrd", "dracut", "--env", word, "--timeout", "600")
+}
+
+// What clients park with holdfastd.
+func TestCustody(t *testing.T) {
+	t.Parallel()
+	for script, args := range map[string][]string{
+		"custody.sh": nil,
+		"scope.sh":   nil,
+		"held.sh":    nil,
+		"full.sh":    nil,
+		"many.sh":    {"--env", "UNITS=10", "--env", "SCOPES=3"},
+	} {
+		t.Run(script, func(t *testing.T) {
+			guest(t, script, append(args, "--next-kernel", "7.3", "--timeout", "600")...)
+		})
+	}
 }
 
 func TestCClient(t *testing.T) {
