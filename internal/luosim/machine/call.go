@@ -158,7 +158,7 @@ func (c *call) Lowest() int32 {
 
 func (c *call) Install(fd int) (int32, unix.Errno) {
 	n, err := c.listener.Give(&c.Call, fd, unix.O_CLOEXEC)
-	if err != nil {
+	if err != 0 {
 		return -1, unix.EMFILE
 	}
 	return n, 0

@@ -56,7 +56,6 @@ type addFD struct {
 
 const (
 	flagContinue = 1 // SECCOMP_USER_NOTIF_FLAG_CONTINUE
-	flagSend     = 2 // SECCOMP_ADDFD_FLAG_SEND
 
 	ioctlRecv     = unix.SECCOMP_IOCTL_NOTIF_RECV
 	ioctlSend     = unix.SECCOMP_IOCTL_NOTIF_SEND
@@ -89,18 +88,31 @@ func (l *Listener) Return(c *Call, value int64, err unix.Errno) {
 }
 
 // Give gives the caller a duplicate of the file. It still waits for an answer then.
-func (l *Listener) Give(c *Call, fd int, flags uint32) (int32, error) {
-	n, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlAddFD,
-		uintptr(unsafe.Pointer(&addFD{id: c.ID, srcFD: uint32(fd), newFDFlags: flags})))
-	if err != 0 {
-		return -1, err
+func (l *Listener) Give(c *Call, fd int, flags uint32) (int32, unix.Errno) {
+	for {
+		n, _, err := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlAddFD,
+			uintptr(unsafe.Pointer(&addFD{id: c.ID, srcFD: uint32(fd), newFDFlags: flags})))
+		switch err {
+		case 0:
+			return int32(n), 0
+		case unix.EINTR: // by a signal to this process: the caller has not got it
+		default:
+			return -1, err
+		}
 	}
-	return int32(n), nil
 }
 
 // ReturnFile gives the caller a duplicate of the file, and its number is the answer.
+//
+// It takes two steps. In one (SECCOMP_ADDFD_FLAG_SEND), a signal to this process may leave the caller with the answer 0 and
+// without the file: the call counts as answered before the wait that the signal ends (seccomp_notify_addfd(),
+// kernel/seccomp.c, Linux 6.18).
 func (l *Listener) ReturnFile(c *Call, fd int, flags uint32) unix.Errno {
-	return l.ioctl(ioctlAddFD, unsafe.Pointer(&addFD{id: c.ID, srcFD: uint32(fd), flags: flagSend, newFDFlags: flags}))
+	n, err := l.Give(c, fd, flags)
+	if err == 0 {
+		l.Return(c, int64(n), 0)
+	}
+	return err
 }
 
 func (l *Listener) ioctl(request uintptr, argument unsafe.Pointer) unix.Errno {
