@@ -45,6 +45,12 @@ func ListenFDs() []Listened {
 	return fds
 }
 
+// IsListening tells whether a descriptor is that of a socket that listens.
+func IsListening(raw int) bool {
+	listening, err := unix.GetsockoptInt(raw, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && listening != 0
+}
+
 // StartOver executes this program anew in this process, with the one socket that systemd handed over. Who connects
 // meanwhile waits in the socket's queue. It returns only if that fails.
 func StartOver(listener *net.UnixListener) error {

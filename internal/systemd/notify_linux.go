@@ -15,6 +15,9 @@ import (
 // ErrNoNotifySocket says that nobody listens: the process wasn't started by systemd, or not as a service.
 var ErrNoNotifySocket = errors.New("$NOTIFY_SOCKET is not set: this isn't a service of systemd, or one with NotifyAccess=none")
 
+// notifyWait is how long to wait for room in the service manager's queue, in seconds.
+const notifyWait = 10
+
 // Notify sends assignments, one a line, to the service manager (sd_notify(3)). The descriptors stay the caller's.
 func Notify(state string, fds ...int) error {
 	path := os.Getenv("NOTIFY_SOCKET")
@@ -27,6 +30,10 @@ func Notify(state string, fds ...int) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(socket)
+	// A service manager that hangs has its queue full soon.
+	if err := unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: notifyWait}); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)

@@ -4,11 +4,11 @@ package systemd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // Store is the file descriptor store of the unit that this process runs in.
@@ -24,7 +24,9 @@ type Store struct {
 // Entry is one descriptor in a store.
 type Entry struct {
 	Name  string
-	Inode uint64 // of the file, in the kernel's own numbers
+	Mode  uint32 // of the file, as stat(2) has it, and so the next two
+	Dev   uint64
+	Inode uint64
 	Path  string // the link of the descriptor, as "anon_inode:[luo_session] x"
 }
 
@@ -34,6 +36,7 @@ const (
 	managerIface = "org.freedesktop.systemd1.Manager"
 	unitIface    = "org.freedesktop.systemd1.Unit"
 	serviceIface = "org.freedesktop.systemd1.Service"
+	getProperty  = "org.freedesktop.DBus.Properties.Get"
 )
 
 // OpenStore finds the store of this process's own unit. As root it asks PID 1 over its private socket, so that
@@ -88,8 +91,18 @@ func (s *Store) Close() error { return s.bus.Close() }
 
 // Entries looks at what is in the store now.
 func (s *Store) Entries(ctx context.Context) ([]Entry, error) {
+	return entries(dump(ctx, s.bus, s.Unit), s.Unit)
+}
+
+// dump asks PID 1 for what is in a unit's store, without waiting for the answer.
+func dump(ctx context.Context, bus *dbus.Conn, unit string) *dbus.Call {
+	return bus.Object(busName, managerPath).GoWithContext(ctx, managerIface+".DumpUnitFileDescriptorStore", 0, make(chan *dbus.Call, 1), unit)
+}
+
+// entries waits for the answer to dump.
+func entries(asked *dbus.Call, unit string) ([]Entry, error) {
 	// a(suuutuusu), bus_service_method_dump_file_descriptor_store (src/core/dbus-service.c, systemd 262).
-	var dump []struct {
+	var dumped []struct {
 		Name                 string
 		Mode                 uint32
 		DevMajor, DevMinor   uint32
@@ -98,18 +111,16 @@ func (s *Store) Entries(ctx context.Context) ([]Entry, error) {
 		Path                 string
 		Flags                uint32
 	}
-	err := s.bus.Object(busName, managerPath).
-		CallWithContext(ctx, managerIface+".DumpUnitFileDescriptorStore", 0, s.Unit).Store(&dump)
-	var failed dbus.Error
-	if errors.As(err, &failed) && failed.Name == "org.freedesktop.systemd1.FileDescriptorStoreDisabled" {
+	err := (<-asked.Done).Store(&dumped)
+	if isError(err, "org.freedesktop.systemd1.FileDescriptorStoreDisabled") {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking into the fd store of %s: %w", s.Unit, err)
+		return nil, fmt.Errorf("looking into the fd store of %s: %w", unit, err)
 	}
-	entries := make([]Entry, len(dump))
-	for i, d := range dump {
-		entries[i] = Entry{Name: d.Name, Inode: d.Inode, Path: d.Path}
+	entries := make([]Entry, len(dumped))
+	for i, d := range dumped {
+		entries[i] = Entry{Name: d.Name, Mode: d.Mode, Dev: unix.Mkdev(d.DevMajor, d.DevMinor), Inode: d.Inode, Path: d.Path}
 	}
 	return entries, nil
 }

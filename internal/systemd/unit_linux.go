@@ -55,7 +55,7 @@ func FindUnit(ctx context.Context, name string) (*Unit, error) {
 
 func get(ctx context.Context, bus *dbus.Conn, path dbus.ObjectPath, iface, property string, dst any) error {
 	var value dbus.Variant
-	err := bus.Object(busName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, property).Store(&value)
+	err := bus.Object(busName, path).CallWithContext(ctx, getProperty, 0, iface, property).Store(&value)
 	if err == nil {
 		err = value.Store(dst)
 	}

@@ -5,7 +5,6 @@ package systemd
 import (
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -14,9 +13,8 @@ import (
 
 // Version returns what PID 1 says it is, such as "262 (262-1)"; "" where PID 1 isn't systemd.
 func Version(ctx context.Context) (string, error) {
-	// sd_booted(3).
-	if _, err := os.Stat("/run/systemd/system"); os.IsNotExist(err) {
-		return "", nil
+	if booted, err := isBooted(); !booted {
+		return "", err
 	}
 	bus, err := connect(ctx)
 	if err != nil {
@@ -29,7 +27,7 @@ func Version(ctx context.Context) (string, error) {
 func versionOf(ctx context.Context, bus *dbus.Conn) (string, error) {
 	var version string
 	err := bus.Object(busName, managerPath).
-		CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, managerIface, "Version").Store(&version)
+		CallWithContext(ctx, getProperty, 0, managerIface, "Version").Store(&version)
 	if err != nil {
 		return "", fmt.Errorf("asking PID 1 for its version: %w", err)
 	}
