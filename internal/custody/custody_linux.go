@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,10 +29,15 @@ type Keeper interface {
 	// Kind is the word for it in Describe.
 	Kind() string
 	// Keep puts all of the items there, or none, and has seen them there when it returns. What is there already it
-	// leaves. The descriptors stay the caller's. A *FullError says that there is no room.
-	Keep(ctx context.Context, items []Item) error
+	// leaves, and it replaces nothing: another file of a name there is an error. The descriptors stay the caller's. A
+	// *FullError says that there is no room.
+	Keep(ctx context.Context, items []Item, room Room) error
 	// Drop takes out what has these names.
 	Drop(ctx context.Context, names []string) error
+	// Settled tells whether nothing is under way, and nothing left that counts as not kept.
+	Settled() bool
+	// Wait waits until nothing is under way.
+	Wait()
 }
 
 // Item is a descriptor with its name in the keeper.
@@ -40,11 +46,25 @@ type Item struct {
 	FD   *fd.FD
 }
 
+// Room is what bounds what is put there. Its zero value bounds nothing but the whole.
+type Room struct {
+	// Spare is how many descriptors there must be room for afterwards: 0 where a session follows another, which may need
+	// twice as much for a while.
+	Spare             int
+	Unrenewed         bool // sessions of the previous kernel are there that none of this kernel follows yet
+	Owned, OwnedNames int  // descriptors of the same owner with these, and the bytes of their names
+	// Stays is for what is better there than not, with an error too: nothing that was put there is taken out again.
+	Stays bool
+}
+
 // FullError says that a keeper has no room.
-type FullError struct{ Limit int }
+type FullError struct {
+	Limit int    // descriptors
+	Of    string // what sets the limit, in words
+}
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("the keeper is full: it holds %d descriptors at most", e.Limit)
+	return fmt.Sprintf("the keeper is full at %d descriptors: %s", e.Limit, e.Of)
 }
 
 // QuotaError says that an owner has parked as many sessions as it may.
@@ -60,14 +80,17 @@ var (
 	ErrNoKeeper = errors.New("there is no keeper")
 	// ErrAmbiguous says that there are two sessions of a name, and which one is meant wasn't said.
 	ErrAmbiguous = errors.New("a session of the previous kernel and one of this kernel have that name: say which")
+	// ErrOtherFile says that a file was parked beside a session where another of that name is beside it. A session can't
+	// have two files under one token, so it isn't the one that is in it.
+	ErrOtherFile = errors.New("another file of that name is parked beside the session")
 	// ErrNotHere says that there is no such session.
 	ErrNotHere = errors.New("no such session is parked here")
 	// ErrNotOutgoing says that a session came from the previous kernel: it can't be parked, since it can't cross again.
 	ErrNotOutgoing = errors.New("a session of the previous kernel can't cross another update: retrieve its files, finish it, and park them in a new session")
 )
 
-// FilesMax is how many files can be parked beside a session.
-const FilesMax = 128
+// FilesMax is how many files can be parked beside a session: 128, and a manifest.
+const FilesMax = 129
 
 // File is a file beside a session.
 type File struct {
@@ -78,11 +101,14 @@ type File struct {
 }
 
 // IsMemory tells whether it is a file of the kernel's tmpfs without a name, which is what can be preserved
-// (memfd_luo_can_preserve(), mm/memfd_luo.c, Linux 7.2).
+// (memfd_luo_can_preserve(), mm/memfd_luo.c, Linux 7.2), and more than a path to it (O_PATH).
 func IsMemory(f *fd.FD) bool {
 	var fs unix.Statfs_t
 	var st unix.Stat_t
 	err := f.Use(func(raw int) error {
+		if flags, err := unix.FcntlInt(uintptr(raw), unix.F_GETFL, 0); err != nil || flags&unix.O_PATH != 0 {
+			return errors.New("not open")
+		}
 		if err := unix.Fstatfs(raw, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
 			return errors.New("not on a tmpfs")
 		}
@@ -101,7 +127,7 @@ type Custody struct {
 	mu      sync.Mutex
 	parked  map[key]*entry
 	busy    map[string]chan struct{} // kernel names that somebody works on
-	parking map[string]bool          // those that are being parked
+	parking map[string]*entry        // those that are being parked
 	left    map[string][]File        // files that came back without their session, by the digest of its kernel name
 }
 
@@ -126,7 +152,7 @@ func New(device liveupdate.Device, keeper Keeper, handed []Item, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	c := &Custody{device: device, keeper: keeper, boot: boot, log: log, parked: map[key]*entry{}, busy: map[string]chan struct{}{}, parking: map[string]bool{}, left: map[string][]File{}}
+	c := &Custody{device: device, keeper: keeper, boot: boot, log: log, parked: map[key]*entry{}, busy: map[string]chan struct{}{}, parking: map[string]*entry{}, left: map[string][]File{}}
 	c.takeOver(handed)
 	return c, nil
 }
@@ -236,6 +262,39 @@ func (c *Custody) takeLeft(kernelName string) []File {
 	return files
 }
 
+// dropLeft drops files of a session that came back without it: those of this boot, or all.
+func (c *Custody) dropLeft(ctx context.Context, kernelName string, all bool) error {
+	prefix := filePrefix(fdname.Name{Boot: c.boot, KernelName: kernelName}) + "/"
+	goes := func(f File) bool { return all || strings.HasPrefix(f.kept, prefix) }
+	d := digest(kernelName)
+	var useless []string
+	c.mu.Lock()
+	for _, f := range c.left[d] {
+		if goes(f) {
+			useless = append(useless, f.kept)
+		}
+	}
+	c.mu.Unlock()
+	if useless == nil {
+		return nil
+	}
+	if err := c.keeper.Drop(ctx, useless); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left[d] = slices.DeleteFunc(c.left[d], func(f File) bool {
+		if goes(f) {
+			f.FD.Close()
+		}
+		return f.FD.Raw() < 0
+	})
+	if len(c.left[d]) == 0 {
+		delete(c.left, d)
+	}
+	return nil
+}
+
 func parseFile(s string) (prefix, file string, ok bool) {
 	prefix, file, ok = strings.Cut(s, "/")
 	return prefix, file, ok && len(prefix) == 26 && prefix[0] == 'f' && prefix[9] == '-' && file != ""
@@ -306,17 +365,27 @@ func (c *Custody) Park(ctx context.Context, session *liveupdate.Session, files [
 	}
 	defer unlock()
 	old := c.get(kernelName, liveupdate.Outgoing)
-	if !c.reserve(kernelName, limit) {
+	e := &entry{session: session, files: files, fdname: fdname.Name{Boot: c.boot, KernelName: kernelName}}
+	room, ok := c.reserve(kernelName, limit, e)
+	if !ok {
 		return &QuotaError{limit}
 	}
 	defer c.unreserve(kernelName)
-	e := &entry{session: session, files: files, fdname: fdname.Name{Boot: c.boot, KernelName: kernelName}}
+	if old != nil && files != nil {
+		if err := sameFiles(old.files, files); err != nil {
+			return err
+		}
+	}
+	// A Park that this process died in has left files without a session, which nobody was told are kept.
+	if err := c.dropLeft(ctx, kernelName, false); err != nil {
+		return err
+	}
 	items, done, err := e.items()
 	if err != nil {
 		return err
 	}
 	defer done()
-	if err := c.keeper.Keep(ctx, items); err != nil {
+	if err := c.keeper.Keep(ctx, items, room); err != nil {
 		return err
 	}
 	keep = true
@@ -341,6 +410,35 @@ func (c *Custody) Park(ctx context.Context, session *liveupdate.Session, files [
 		}
 	}
 	c.set(kernelName, liveupdate.Outgoing, e)
+	if c.get(kernelName, liveupdate.Incoming) == nil {
+		// What an update left of one that was never parked as a whole would be taken for this one's after the next.
+		if err := c.dropLeft(ctx, kernelName, true); err != nil {
+			c.log.Warn("could not drop what was left of an earlier one", "kernelName", kernelName, "reason", err)
+		}
+	}
+	return nil
+}
+
+// sameFiles makes sure that files of the same name are the same.
+func sameFiles(old, files []File) error {
+	for _, f := range files {
+		for _, o := range old {
+			if o.Name != f.Name {
+				continue
+			}
+			a, err := fileOf(o.FD)
+			if err != nil {
+				return err
+			}
+			b, err := fileOf(f.FD)
+			if err != nil {
+				return err
+			}
+			if a != b {
+				return fmt.Errorf("%q: %w", f.Name, ErrOtherFile)
+			}
+		}
+	}
 	return nil
 }
 
@@ -386,30 +484,54 @@ func closeFiles(files []File) {
 	}
 }
 
-// reserve tells whether the owner of the kernel name may park it. It counts names: one of the previous kernel and the
-// one of this kernel that follows it are one, and what is parked already may be parked again. It counts as parked from
-// now on, until unreserve.
-func (c *Custody) reserve(kernelName string, limit int) bool {
+// renewal is how many descriptors a session needs, at most, while it is followed by one of the next kernel, beyond those
+// that it needs itself: the one of the previous kernel, that it was claimed, and a manifest.
+const renewal = 3
+
+// reserve tells whether the owner of the kernel name may park it as e, and in what room. It counts names: one of the
+// previous kernel and the one of this kernel that follows it are one, and what is parked already may be parked again. It
+// counts as parked from now on, until unreserve.
+func (c *Custody) reserve(kernelName string, limit int, e *entry) (room Room, ok bool) {
 	digest, _, _ := name.Parse(kernelName)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	names := maps.Clone(c.parking)
-	for k := range c.parked {
-		names[k.kernelName] = true
+	names := map[string]*entry{}
+	for n, other := range c.parking {
+		names[n] = other
 	}
-	if !names[kernelName] && limit >= 0 {
-		n := 0
-		for other := range names {
-			if d, _, _ := name.Parse(other); d == digest {
-				n++
+	for k, other := range c.parked {
+		if k.direction == liveupdate.Outgoing || names[k.kernelName] == nil {
+			names[k.kernelName] = other
+		}
+	}
+	known := names[kernelName] != nil
+	names[kernelName] = e
+	n := 0
+	for k, other := range names {
+		if d, _, _ := name.Parse(k); d == digest {
+			n++
+			kept := other.names()
+			room.Owned += len(kept)
+			for _, k := range kept {
+				room.OwnedNames += len(k) + 1
 			}
 		}
-		if n >= limit {
-			return false
+	}
+	switch {
+	case known:
+		// What follows a session of the previous kernel must not be refused where that one wasn't.
+	case limit >= 0 && n > limit:
+		return room, false
+	default:
+		room.Spare = renewal * len(names)
+		for k := range c.parked {
+			if k.direction == liveupdate.Incoming && c.parked[key{k.kernelName, liveupdate.Outgoing}] == nil {
+				room.Unrenewed = true
+			}
 		}
 	}
-	c.parking[kernelName] = true
-	return true
+	c.parking[kernelName] = e
+	return room, true
 }
 
 func (c *Custody) unreserve(kernelName string) {
@@ -447,7 +569,9 @@ func (c *Custody) Reclaim(ctx context.Context, kernelName string, want *liveupda
 			}
 			return e.lend(liveupdate.Incoming)
 		}
-		if !errors.Is(err, ErrNotHere) {
+		// One that somebody has retrieved may be finished already, and the one of this kernel what matters.
+		next := want == nil && errors.Is(err, liveupdate.ErrAlreadyRetrieved) && c.get(kernelName, liveupdate.Outgoing) != nil
+		if !errors.Is(err, ErrNotHere) && !next {
 			return nil, err
 		}
 	}
@@ -459,12 +583,15 @@ func (c *Custody) Reclaim(ctx context.Context, kernelName string, want *liveupda
 	return nil, ErrNotHere
 }
 
-// Incoming tells whether an incoming session of that name is here, and whether its owner has got it.
-func (c *Custody) Incoming(kernelName string) (here, claimed bool) {
+// Get is what List says of one session, if it is here.
+func (c *Custody) Get(kernelName string, d liveupdate.Direction) (p Parked, here bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.parked[key{kernelName, liveupdate.Incoming}]
-	return e != nil, e != nil && e.claimed
+	e := c.parked[key{kernelName, d}]
+	if e == nil {
+		return Parked{}, false
+	}
+	return Parked{kernelName, d, e.claimed}, true
 }
 
 // Adopt takes an incoming session that was retrieved from the kernel, for its owner to reclaim. The caller has the Lock
@@ -476,8 +603,32 @@ func (c *Custody) Adopt(ctx context.Context, session *liveupdate.Session) error 
 	e.files = c.takeLeft(session.Name())
 	c.mu.Unlock()
 	c.set(session.Name(), liveupdate.Incoming, e)
-	return c.keepEntry(ctx, e)
+	err := c.keepEntry(ctx, e)
+	if err != nil {
+		c.keepLater(context.WithoutCancel(ctx), e)
+	}
+	return err
 }
+
+// keepLater goes on trying to have an incoming session kept that this process alone holds.
+func (c *Custody) keepLater(ctx context.Context, e *entry) {
+	time.AfterFunc(again, func() {
+		unlock, err := c.Lock(ctx, e.fdname.KernelName)
+		if err != nil {
+			return
+		}
+		defer unlock()
+		if c.get(e.fdname.KernelName, liveupdate.Incoming) != e {
+			return
+		}
+		if err := c.keepEntry(ctx, e); err != nil {
+			c.keepLater(ctx, e)
+		}
+	})
+}
+
+// again is how long to wait before a keeper that failed is asked once more.
+const again = 5 * time.Second
 
 // incoming is the entry of an incoming session, or ErrNotHere.
 func (c *Custody) incoming(ctx context.Context, kernelName string) (*entry, error) {
@@ -506,7 +657,7 @@ func (c *Custody) keepEntry(ctx context.Context, e *entry) error {
 		return err
 	}
 	defer done()
-	if err := c.keeper.Keep(ctx, items); err != nil && !errors.Is(err, ErrNoKeeper) {
+	if err := c.keeper.Keep(ctx, items, Room{Stays: true}); err != nil && !errors.Is(err, ErrNoKeeper) {
 		return err
 	}
 	return nil // without a keeper it is as safe as this process
@@ -528,7 +679,7 @@ func (c *Custody) claim(ctx context.Context, e *entry) error {
 	}
 	marker := fd.New(raw)
 	defer marker.Close()
-	if err := c.keeper.Keep(ctx, []Item{{filePrefix(e.fdname) + "/" + claimedMarker, marker}}); err != nil && !errors.Is(err, ErrNoKeeper) {
+	if err := c.keeper.Keep(ctx, []Item{{filePrefix(e.fdname) + "/" + claimedMarker, marker}}, Room{Stays: true}); err != nil && !errors.Is(err, ErrNoKeeper) {
 		// Without it only IncomingWaiting comes once more, after a restart of this process.
 		c.log.Warn("could not note that a session was claimed", "kernelName", e.fdname.KernelName, "reason", err)
 	}
@@ -607,6 +758,9 @@ func (c *Custody) end(ctx context.Context, e *entry, direction liveupdate.Direct
 	if err := c.keeper.Drop(ctx, e.names()); err != nil {
 		return err
 	}
+	if err := c.dropLeft(ctx, e.fdname.KernelName, true); err != nil {
+		return err
+	}
 	c.set(e.fdname.KernelName, direction, nil)
 	e.close()
 	return nil
@@ -632,8 +786,16 @@ func (c *Custody) List() []Parked {
 	return list
 }
 
-// Close closes what this process has. The keeper has its own.
+// Empty tells whether there is nothing that only the keeper could hand to a new process.
+func (c *Custody) Empty() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.parked) == 0 && len(c.left) == 0 && len(c.parking) == 0 && c.keeper.Settled()
+}
+
+// Close closes what this process has. The keeper has its own, once what is under way is there: that is waited for.
 func (c *Custody) Close() {
+	c.keeper.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.parked {
@@ -642,4 +804,5 @@ func (c *Custody) Close() {
 	for _, files := range c.left {
 		closeFiles(files)
 	}
+	c.parked, c.left = nil, nil
 }

@@ -117,7 +117,7 @@ func TestReleaseEndsASession(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	s := newShelf(t, 3)
+	s := newShelf(t, 6)
 	c := start(t, s)
 	defer c.Close()
 	if err := c.Park(t.Context(), session(t, "/a.service", "one"), []custody.File{{Name: "data", FD: memory(t, "kelp")}}, 1); err != nil {
@@ -128,7 +128,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("over the quota: %v", err)
 	}
 	var full *custody.FullError
-	if err := c.Park(t.Context(), session(t, "/b.service", "one"), []custody.File{{Name: "data", FD: memory(t, "kelp")}}, 1); !errors.As(err, &full) || full.Limit != 3 {
+	if err := c.Park(t.Context(), session(t, "/b.service", "one"), []custody.File{{Name: "data", FD: memory(t, "kelp")}}, 1); !errors.As(err, &full) || full.Limit != 6 {
 		t.Errorf("a full keeper: %v", err)
 	}
 	// Nothing of what was refused is held here.
@@ -156,7 +156,7 @@ func TestParkedAgain(t *testing.T) {
 	}{
 		{[]custody.File{{Name: "data", FD: memory(t, "kelp")}, {Name: "index", FD: memory(t, "1")}}, []string{"data", "index"}},
 		{nil, []string{"data", "index"}},
-		{[]custody.File{{Name: "data", FD: memory(t, "rock")}}, []string{"data"}},
+		{[]custody.File{{Name: "more", FD: memory(t, "rock")}}, []string{"more"}},
 	} {
 		again, err := first.Dup()
 		if err != nil {
@@ -195,7 +195,7 @@ func TestTheKernelIsTheStoreAfterAnUpdate(t *testing.T) {
 	// A file in no session goes over by itself, with PID 1.
 	sum := sha256.Sum256([]byte(kernelName))
 	over := memory(t, "rock")
-	s.Keep(t.Context(), []custody.Item{{Name: "fc0ffee00-" + hex.EncodeToString(sum[:8]) + "/left", FD: over}})
+	s.Keep(t.Context(), []custody.Item{{Name: "fc0ffee00-" + hex.EncodeToString(sum[:8]) + "/left", FD: over}}, custody.Room{})
 	over.Close()
 	c := start(t, s)
 	for range 2 { // lent again and again, and to a client of a new process here
@@ -218,8 +218,8 @@ func TestTheKernelIsTheStoreAfterAnUpdate(t *testing.T) {
 		lent.Close()
 		c.Close()
 		c = start(t, s)
-		if here, claimed := c.Incoming(kernelName); !here || !claimed {
-			t.Errorf("here: %v, claimed: %v", here, claimed)
+		if p, here := c.Get(kernelName, liveupdate.Incoming); !here || !p.Claimed {
+			t.Errorf("here: %v, %+v", here, p)
 		}
 	}
 	defer c.Close()

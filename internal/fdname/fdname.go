@@ -4,7 +4,7 @@
 // session is, the kernel says.
 //
 //	session   b<8 hex digits of the boot id>-<kernel name>
-//	file      b<8 hex digits of the boot id>-<kernel name>/<file>
+//	file      b<8 hex digits of the boot id>-<kernel name>/<file>, in the store of the unit itself
 //
 // The boot id keeps the generations of a session apart: removing a name removes every entry that has it, and a renewed
 // session has the kernel name of the one before it.
@@ -41,13 +41,6 @@ func ThisBoot() (string, error) {
 
 // Session is the name of the session that it belongs to.
 func (n Name) Session() string { return "b" + n.Boot + "-" + n.KernelName }
-
-func (n Name) String() string {
-	if n.File == "" {
-		return n.Session()
-	}
-	return n.Session() + "/" + n.File
-}
 
 // Parse takes a name apart. It fails for what isn't one of ours.
 func Parse(s string) (Name, bool) {

@@ -8,11 +8,15 @@ package custodytest
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-project/holdfast/internal/custody"
+	"github.com/holdfast-project/holdfast/internal/fd"
 )
 
 // Shelf keeps descriptors in this process. It outlives any number of custodies, and no update.
@@ -27,14 +31,22 @@ type Shelf struct {
 func (s *Shelf) Kind() string { return "shelf" }
 
 // Keep is [custody.Keeper.Keep].
-func (s *Shelf) Keep(_ context.Context, items []custody.Item) error {
+func (s *Shelf) Keep(_ context.Context, items []custody.Item, room custody.Room) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.Max > 0 && len(s.items)+len(items) > s.Max {
+	var missing []custody.Item
+	for _, i := range items {
+		there := slices.IndexFunc(s.items, func(other custody.Item) bool { return other.Name == i.Name })
+		if there < 0 {
+			missing = append(missing, i)
+		} else if inode(i.FD) != inode(s.items[there].FD) {
+			return fmt.Errorf("another file is named %q", i.Name)
+		}
+	}
+	if s.Max > 0 && len(missing) > 0 && len(s.items)+len(missing)+room.Spare > s.Max {
 		return &custody.FullError{Limit: s.Max}
 	}
-	for _, i := range items {
-		s.drop(i.Name)
+	for _, i := range missing {
 		dup, err := i.FD.Dup()
 		if err != nil {
 			return err
@@ -43,6 +55,20 @@ func (s *Shelf) Keep(_ context.Context, items []custody.Item) error {
 	}
 	return nil
 }
+
+func inode(f *fd.FD) uint64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.Raw(), &st); err != nil {
+		panic(err)
+	}
+	return st.Ino
+}
+
+// Settled is always so.
+func (*Shelf) Settled() bool { return true }
+
+// Wait doesn't.
+func (*Shelf) Wait() {}
 
 // Drop is [custody.Keeper.Drop].
 func (s *Shelf) Drop(_ context.Context, names []string) error {
