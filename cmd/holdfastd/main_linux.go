@@ -31,8 +31,11 @@ import (
 
 const usage = `holdfastd hands out live update sessions to services that ask for them, by varlink.
 
-It is started by systemd (holdfastd.socket, holdfastd.service), which hands it the listening socket. It keeps no
-state: it may be stopped, killed, restarted and upgraded at any time.
+It is started by systemd (holdfastd.socket, holdfastd.service), which hands it the listening
+socket, and what its fd store has: the sessions that clients have parked. It keeps no other
+state: it may be stopped, killed, restarted and upgraded at any time. Where it has no fd store
+that crosses an update (systemd before 261, or started with --listen by hand) nothing can be
+parked, and what clients reclaim it holds only as long as it runs.
 
 Who may have sessions is said by the policy in /etc/holdfast/policy.d and
 /usr/lib/holdfast/policy.d (holdfast policy --help). SIGHUP has it read anew; if there is
@@ -95,8 +98,8 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 	if err != nil {
 		return err
 	}
-	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log}
-	if o.Custody, err = takeCustody(ctx, path, o.Device, log); err != nil {
+	o := &orchestrator.Orchestrator{Cgroups: cgroups, Version: version.Version, Log: log, Stores: systemd.Stores}
+	if o.Custody, err = takeCustody(ctx, o.Device, log); err != nil {
 		return err
 	}
 	defer o.Custody.Close()
@@ -150,7 +153,7 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 	if err := o.Server().Serve(serving, listener); err != nil || ctx.Err() != nil {
 		return err
 	}
-	if len(o.Custody.List()) > 0 {
+	if !o.Custody.Empty() {
 		// Something was parked since. systemd starts the unit again, with all of it.
 		log.Debug("ending, to be started again with what is parked")
 		return nil
@@ -163,21 +166,28 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 	return systemd.StartOver(listener)
 }
 
-// takeCustody takes over what was parked: it comes behind the socket. Whoever started it with --listen has no store.
-func takeCustody(ctx context.Context, path string, device liveupdate.Device, log *slog.Logger) (*custody.Custody, error) {
-	var keeper custody.Keeper
-	store := &custody.FDStore{}
-	if err := store.Check(ctx); err == nil {
-		keeper = store
-	} else {
-		keeper = custody.None{Reason: err}
-		log.Info("sessions can't be parked here", "reason", err)
-	}
+// takeCustody takes over what was parked: it comes behind the socket.
+func takeCustody(ctx context.Context, device liveupdate.Device, log *slog.Logger) (*custody.Custody, error) {
 	var handed []custody.Item
-	if listened := systemd.ListenFDs(); path == "" && len(listened) > 1 {
-		for _, l := range listened[1:] {
+	for i, l := range systemd.ListenFDs() {
+		if i > 0 || !systemd.IsListening(l.Raw) {
 			handed = append(handed, custody.Item{Name: l.Name, FD: fd.New(l.Raw)})
 		}
+	}
+	store := &custody.FDStore{}
+	var keeper custody.Keeper = store
+	err := store.Check(ctx)
+	switch {
+	case errors.Is(err, custody.ErrNoStore):
+		log.Info("sessions can't be parked here", "reason", err)
+		none := custody.None{Reason: err}
+		if len(handed) > 0 {
+			none.Before = store
+		}
+		keeper = none
+	case err != nil:
+		// PID 1 may have more time later.
+		log.Warn("PID 1 didn't say what is in the store", "error", err)
 	}
 	return custody.New(device, keeper, handed, log)
 }

@@ -42,7 +42,8 @@ var layers = map[string][]string{
 	"internal/policy":       {"internal/name", "internal/peer"},
 	"internal/fdname":       {"internal/name"},
 	"internal/custody":      {"internal/fd", "internal/fdname", "internal/name", "internal/systemd", "liveupdate"},
-	"internal/orchestrator": {"api", "internal/custody", "internal/fd", "internal/name", "internal/peer", "internal/policy", "internal/varlink", "liveupdate"},
+	"internal/inventory":    {"internal/fd", "internal/fdname", "internal/peer", "internal/systemd", "liveupdate"},
+	"internal/orchestrator": {"api", "internal/custody", "internal/fd", "internal/fdname", "internal/inventory", "internal/name", "internal/peer", "internal/policy", "internal/systemd", "internal/varlink", "liveupdate"},
 
 	// The emulator, which a test can use without the rest.
 	"internal/luosim/luo":     {},
@@ -51,13 +52,13 @@ var layers = map[string][]string{
 	"internal/luosim/machine": {"internal/luosim/luo", "internal/luosim/handle", "internal/luosim/notify"},
 	"luosim":                  {"internal/luosim/machine"},
 
-	".": {"internal/fd", "internal/name", "internal/peer", "internal/systemd", "internal/varlink", "liveupdate"},
+	".": {"internal/fd", "internal/fdname", "internal/name", "internal/peer", "internal/systemd", "internal/varlink", "liveupdate"},
 }
 
 // kernel are the packages, and trees of packages, that make system calls by themselves.
 var kernel = []string{
 	".", "liveupdate",
-	"internal/custody", "internal/fd", "internal/peer", "internal/systemd", "internal/varlink",
+	"internal/custody", "internal/fd", "internal/inventory", "internal/peer", "internal/systemd", "internal/varlink",
 	// It puts descriptors where the command that it becomes wants them.
 	"cmd/holdfast",
 	// Tools for tests, and programs that show how the library is used.

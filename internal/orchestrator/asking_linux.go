@@ -26,6 +26,8 @@ type asking struct {
 	grant policy.Grant  // of the client, once it was asked for
 	// owner is whose sessions it is about: the client's own, or the subject's. "" is nobody's.
 	owner string
+	// payer is the cgroup that would be charged for the memory; "" where an owner was named instead of a process.
+	payer string
 }
 
 // fields are those of a log line about it. client is there only where it isn't the owner.
@@ -45,6 +47,7 @@ func (o *Orchestrator) may(call *varlink.Call, subject *subject) (asking, error)
 	if err != nil {
 		return who, err
 	}
+	who.payer = id.Cgroup
 	if who.grant, err = p.Allow(id); err != nil {
 		who.owner, _ = p.Owner(id)
 		return who, err
@@ -62,7 +65,7 @@ func (o *Orchestrator) whose(call *varlink.Call, subject *subject) (asking, erro
 		return o.may(call, subject)
 	}
 	id, err := call.Peer.(*peer.Process).Identity()
-	who := asking{id: id}
+	who := asking{id: id, payer: id.Cgroup}
 	if err == nil {
 		who.owner, err = o.currentPolicy().Owner(id)
 	}
@@ -76,7 +79,7 @@ func (o *Orchestrator) actFor(call *varlink.Call, p *policy.Policy, who *asking,
 	deny := func(format string, args ...any) error {
 		return &policy.Denial{Reason: fmt.Sprintf(format, args...), Rule: who.grant.Rule}
 	}
-	var owner string
+	var owner, payer string
 	switch {
 	case (subject.PIDFileDescriptor == nil) == (subject.Owner == nil):
 		return varlink.InvalidParameter("subject")
@@ -105,12 +108,35 @@ func (o *Orchestrator) actFor(call *varlink.Call, p *policy.Policy, who *asking,
 		if owner == "" {
 			return &policy.NoOwner{Cgroup: id.Cgroup}
 		}
+		payer = id.Cgroup
 	}
 	if !who.grant.MayActFor(owner) {
 		return deny("the rule does not let %s act for %s", who.grant.Owner, owner)
 	}
-	who.owner = owner
+	who.owner, who.payer = owner, payer
 	return nil
+}
+
+// memory is io.holdfast.Sessions.Memory.
+type memory struct {
+	Limit     int64 `json:"limit"`
+	Available int64 `json:"available"`
+}
+
+// room tells what whoever retrieves the memory can be charged for. Where it can't be told the client's own look at its
+// limits has to do.
+func (o *Orchestrator) room(who asking) *memory {
+	if who.payer == "" {
+		return nil
+	}
+	m, err := peer.MemoryOf(who.payer)
+	if err != nil {
+		o.Log.Warn("the memory limits of a client can't be told", "cgroup", who.payer, "reason", err)
+	}
+	if m == nil {
+		return nil
+	}
+	return &memory{m.Limit, m.Available}
 }
 
 // checkName tells whether a session may have this name: in this kernel, and by the rule.

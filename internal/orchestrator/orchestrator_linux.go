@@ -23,6 +23,7 @@ import (
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
+	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
@@ -69,6 +70,8 @@ type Orchestrator struct {
 	Custody *custody.Custody
 	Version string
 	Log     *slog.Logger
+	// Stores, unless nil, looks into the fd stores of all units.
+	Stores func(context.Context) ([]systemd.UnitStore, error)
 	// StartOver, unless nil, is called when the last one of a crowd of connections has gone. Go's runtime never gives
 	// back all that it took for a crowd (goroutines, tables of spans), and nothing would be lost with the process.
 	StartOver func()
@@ -195,7 +198,7 @@ func (o *Orchestrator) idle() {
 	c := &o.connections
 	c.Lock()
 	// What is parked would have to be handed back, and only PID 1 does that.
-	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd && len(o.Custody.List()) == 0
+	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd && o.Custody.Empty()
 	c.Unlock()
 	if startOver {
 		o.StartOver()
@@ -213,6 +216,14 @@ type session struct {
 	Parked     bool   `json:"parked"`
 	Foreign    bool   `json:"foreign"`
 	Claimed    *bool  `json:"claimed,omitempty"`
+
+	Holders []holder `json:"holders,omitempty"`
+}
+
+// holder is io.holdfast.Sessions.Holder.
+type holder struct {
+	PID  int    `json:"pid"`
+	Unit string `json:"unit,omitempty"`
 }
 
 func (o *Orchestrator) describe(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
@@ -319,7 +330,8 @@ func (o *Orchestrator) create(ctx context.Context, kernelName string, fresh, rep
 		return nil, nil, err
 	}
 	defer unlock()
-	here, claimed := o.Custody.Incoming(kernelName)
+	waiting, here := o.Custody.Get(kernelName, liveupdate.Incoming)
+	claimed := waiting.Claimed
 	look := !fresh && !claimed && o.Custody.Keeps()
 	switch {
 	case !fresh && here && !claimed:
@@ -422,13 +434,27 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 	reply := struct {
 		Session session `json:"session"`
 		Yours   bool    `json:"yours"`
+		Memory  *memory `json:"memory,omitempty"`
 	}{Session: session{KernelName: asked.Name(), Direction: direction.String()}}
+	if direction == liveupdate.Incoming {
+		reply.Memory = o.room(who)
+	}
 	digest, portion, ok := name.Parse(asked.Name())
 	reply.Session.Name, reply.Session.Foreign = portion, !ok
+	reply.Session.Parked, reply.Session.Claimed = o.parked(asked.Name(), direction)
 	if ok && who.owner != "" && digest == name.Digest(who.owner) {
 		reply.Session.Owner, reply.Yours = who.owner, true
 	}
 	return &varlink.Reply{Parameters: reply}, nil
+}
+
+// parked is what is said of a session's being in custody.
+func (o *Orchestrator) parked(kernelName string, d liveupdate.Direction) (parked bool, claimed *bool) {
+	p, parked := o.Custody.Get(kernelName, d)
+	if parked && d == liveupdate.Incoming {
+		claimed = &p.Claimed
+	}
+	return parked, claimed
 }
 
 // refuse logs why somebody gets no session, and returns what it gets to see.
@@ -473,6 +499,8 @@ func visible(n string, err error) error {
 		return reply("NotASession", nil)
 	case errors.Is(err, custody.ErrAmbiguous):
 		return varlink.InvalidParameter("direction")
+	case errors.Is(err, custody.ErrOtherFile):
+		return varlink.InvalidParameter("files")
 	case errors.Is(err, errWaiting):
 		return reply("IncomingWaiting", map[string]string{"name": n})
 	case errors.Is(err, custody.ErrNotOutgoing):

@@ -3,13 +3,18 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/fd"
+	"github.com/holdfast-project/holdfast/internal/fdname"
+	"github.com/holdfast-project/holdfast/internal/inventory"
 	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -183,9 +188,13 @@ func (o *Orchestrator) reclaim(ctx context.Context, call *varlink.Call) (*varlin
 		Session               session `json:"session"`
 		SessionFileDescriptor int     `json:"sessionFileDescriptor"`
 		Files                 []file  `json:"files"`
+		Memory                *memory `json:"memory,omitempty"`
 	}{
 		Session: session{Name: in.Name, Owner: who.owner, KernelName: kernelName, Direction: lent.Direction.String(), Parked: true},
 		Files:   []file{}, // of the previous kernel's sessions they are inside, for the one who is to pay for the memory
+	}
+	if lent.Direction == liveupdate.Incoming {
+		reply.Memory = o.room(who)
 	}
 	fds := []*fd.FD{fd.New(lent.Session.Disown())}
 	for _, f := range lent.Files {
@@ -232,7 +241,7 @@ func (o *Orchestrator) release(ctx context.Context, call *varlink.Call) (*varlin
 			return nil, varlink.InvalidParameter("kernelName")
 		}
 		if who, err = o.whose(call, nil); err == nil {
-			err = o.mayListAll(who)
+			err = o.mayListAll(call, who)
 		}
 	}
 	if err != nil {
@@ -249,19 +258,22 @@ func (o *Orchestrator) release(ctx context.Context, call *varlink.Call) (*varlin
 	return &varlink.Reply{}, nil
 }
 
-// mayListAll is for what concerns everybody's sessions: root, outside any user namespace that the daemon doesn't share,
-// and whoever has a rule for it.
-func (o *Orchestrator) mayListAll(who asking) error {
+// mayListAll is for what concerns everybody's sessions: the host's administrator, and whoever has a rule for it.
+func (o *Orchestrator) mayListAll(call *varlink.Call, who asking) error {
 	if grant, err := o.currentPolicy().Allow(who.id); err == nil && grant.ListAll {
 		return nil
 	}
-	if who.id.UID == 0 {
-		return nil
+	yes, err := call.Peer.(*peer.Process).AdministersHost()
+	if err == nil && !yes {
+		err = &policy.Denial{Reason: "others' sessions are for root with CAP_SYS_ADMIN, outside of containers, and for those whose rule says list-all", Rule: policy.BuiltIn}
 	}
-	return &policy.Denial{Reason: fmt.Sprintf("uid %d may not see others' sessions: only root and those whose rule says list-all", who.id.UID), Rule: policy.BuiltIn}
+	return err
 }
 
-// list is the caller's own parked sessions.
+// storesWait bounds how long List waits for PID 1.
+const storesWait = 5 * time.Second
+
+// list is the caller's own parked sessions; with all, everybody's, and those in units' fd stores.
 func (o *Orchestrator) list(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
 	var in struct {
 		All *bool `json:"all"`
@@ -272,28 +284,65 @@ func (o *Orchestrator) list(ctx context.Context, call *varlink.Call) (*varlink.R
 	who, err := o.whose(call, nil)
 	all := in.All != nil && *in.All
 	if err == nil && all {
-		err = o.mayListAll(who)
+		err = o.mayListAll(call, who)
 	}
 	if err != nil {
 		return nil, o.refuse(who, "", err)
 	}
-	sessions := []session{}
+	var found inventory.Inventory
+	parked := map[*inventory.Session]custody.Parked{}
 	for _, p := range o.Custody.List() {
-		digest, portion, _ := name.Parse(p.KernelName)
-		mine := who.owner != "" && digest == name.Digest(who.owner)
+		parked[found.Session(p.KernelName, p.Direction)] = p
+	}
+	if all {
+		o.addStores(ctx, &found)
+	}
+	sessions := []session{}
+	for _, f := range found.Sessions {
+		digest, portion, ours := name.Parse(f.KernelName)
+		mine := ours && who.owner != "" && digest == name.Digest(who.owner)
 		if !mine && !all {
 			continue
 		}
-		s := session{Name: portion, KernelName: p.KernelName, Direction: p.Direction.String(), Parked: true}
+		p, isParked := parked[f]
+		s := session{Name: portion, KernelName: f.KernelName, Direction: f.Direction.String(), Parked: isParked, Foreign: !ours}
 		if mine {
 			s.Owner = who.owner
 		}
-		if p.Direction == liveupdate.Incoming {
+		if isParked && p.Direction == liveupdate.Incoming {
 			s.Claimed = &p.Claimed
+		}
+		for _, h := range f.Holders {
+			s.Holders = append(s.Holders, holder{h.PID, h.Unit})
 		}
 		sessions = append(sessions, s)
 	}
 	return &varlink.Reply{Parameters: struct {
 		Sessions []session `json:"sessions"`
 	}{sessions}}, nil
+}
+
+// addStores adds what PID 1 tells of its fd stores. Processes' descriptors can't be looked at without privileges, nor can
+// the sessions in the stores be asked: their direction is what their FDNAMEs say.
+func (o *Orchestrator) addStores(ctx context.Context, found *inventory.Inventory) {
+	if o.Stores == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storesWait)
+	defer cancel()
+	stores, err := o.Stores(ctx)
+	if err != nil {
+		o.Log.Warn("could not look into all fd stores", "reason", err)
+	}
+	boot, err := fdname.ThisBoot()
+	if err != nil {
+		o.Log.Warn("could not tell which boot this is", "reason", err)
+		return
+	}
+	found.AddStores(stores, boot)
+	for _, s := range found.Sessions {
+		// io.holdfast.Sessions has no word for what can't be told. Most are of this kernel.
+		s.Direction = cmp.Or(s.Direction, liveupdate.Outgoing)
+	}
+	found.Sort()
 }

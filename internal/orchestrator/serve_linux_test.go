@@ -29,7 +29,7 @@ func serve(t *testing.T, p *policy.Policy) *varlink.Client {
 	return client
 }
 
-func serveWith(t *testing.T, p *policy.Policy, device string) (*Orchestrator, *varlink.Client) {
+func serveWith(t *testing.T, p *policy.Policy, device string, change ...func(*Orchestrator)) (*Orchestrator, *varlink.Client) {
 	t.Helper()
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
@@ -40,6 +40,9 @@ func serveWith(t *testing.T, p *policy.Policy, device string) (*Orchestrator, *v
 		t.Fatal(err)
 	}
 	t.Cleanup(o.Custody.Close)
+	for _, f := range change {
+		f(o)
+	}
 	o.SetPolicy(p)
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
 	if err != nil {
