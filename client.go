@@ -15,6 +15,12 @@ type Description struct {
 	Problem string `json:"problem"` // empty where sessions can be had; else noDevice, notEnabled, handoverFailed, or an error's text
 }
 
+// memoryReply is io.holdfast.Sessions.Memory.
+type memoryReply struct {
+	Limit     int64 `json:"limit"`
+	Available int64 `json:"available"`
+}
+
 // Identity is what a session is.
 type Identity struct {
 	Name       string // the client's own portion of the name; empty for a foreign session
@@ -23,4 +29,6 @@ type Identity struct {
 	Direction  liveupdate.Direction
 	Foreign    bool // made by somebody else than the orchestrator
 	Yours      bool // belongs to the caller's unit
+
+	memory *memoryReply
 }

@@ -18,6 +18,11 @@ import (
 // Client talks to the orchestrator. It keeps one connection, and makes a new one when the orchestrator was
 // restarted.
 type Client struct {
+	*connection
+	subject *Subject // nil where it asks for itself
+}
+
+type connection struct {
 	address string
 
 	mu     sync.Mutex
@@ -31,14 +36,14 @@ func Dial(ctx context.Context) (*Client, error) {
 	if address == "" {
 		address = Address
 	}
-	c := &Client{address: address}
+	c := &Client{connection: &connection{address: address}}
 	if _, err := c.connect(ctx); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Client) connect(ctx context.Context) (*varlink.Client, error) {
+func (c *connection) connect(ctx context.Context) (*varlink.Client, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -54,7 +59,7 @@ func (c *Client) connect(ctx context.Context) (*varlink.Client, error) {
 	return c.conn, nil
 }
 
-func (c *Client) disconnect(conn *varlink.Client) {
+func (c *connection) disconnect(conn *varlink.Client) {
 	conn.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,8 +68,11 @@ func (c *Client) disconnect(conn *varlink.Client) {
 	}
 }
 
-// Close ends the connection. Sessions stay as they are.
+// Close ends the connection. Sessions stay as they are. What [Client.As] returned ends with it, and needn't be closed.
 func (c *Client) Close() error {
+	if c.subject != nil {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
@@ -76,12 +84,24 @@ func (c *Client) Close() error {
 	return err
 }
 
-// call makes one call, and once more on a new connection if the connection broke: the orchestrator may be restarted
+// call makes one call, in the name of the subject if there is one.
+func (c *Client) call(ctx context.Context, op, method string, in any, fds []int, out any) (got []*fd.FD, err error) {
+	if c.subject == nil || in == nil { // what takes no parameters is about nobody
+		return c.ask(ctx, op, method, in, fds, out)
+	}
+	err = c.subject.address(in, fds, func(in any, fds []int) (err error) {
+		got, err = c.ask(ctx, op, method, in, fds, out)
+		return err
+	})
+	return got, err
+}
+
+// ask makes one call, and once more on a new connection if the connection broke: the orchestrator may be restarted
 // at any time. A second try changes nothing that the first one did, since a session whose reply didn't arrive is gone
 // with its descriptor.
-func (c *Client) call(ctx context.Context, op, method string, in any, fds []int, out any) ([]*fd.FD, error) {
+func (c *connection) ask(ctx context.Context, op, method string, in any, fds []int, out any) ([]*fd.FD, error) {
 	var err error
-	for range 2 {
+	for try := range 2 {
 		var conn *varlink.Client
 		if conn, err = c.connect(ctx); err != nil {
 			return nil, err
@@ -97,7 +117,7 @@ func (c *Client) call(ctx context.Context, op, method string, in any, fds []int,
 			if err := refused.Decode(e); err != nil {
 				return nil, fmt.Errorf("holdfast: %s: %w", op, err)
 			}
-			e.Op, e.Kind = op, refused.Name
+			e.Op, e.Kind, e.again = op, refused.Name, try > 0
 			return nil, e
 		}
 		if ctx.Err() != nil {
@@ -133,13 +153,12 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 // without one that is 5 seconds.
 //
 // [ErrIncomingWaiting]: memory that was committed under this name in the previous kernel waits to be reclaimed.
-func (c *Client) Acquire(ctx context.Context, name string) (*Session, error) {
-	return c.acquire(ctx, name, acquireOptions{})
-}
-
-type acquireOptions struct {
-	fresh   bool // also if one of the previous kernel waits
-	replace bool // a parked one of this kernel
+func (c *Client) Acquire(ctx context.Context, name string, options ...AcquireOption) (*Session, error) {
+	var o acquireOptions
+	for _, option := range options {
+		option(&o)
+	}
+	return c.acquire(ctx, name, o)
 }
 
 func (c *Client) acquire(ctx context.Context, name string, o acquireOptions) (*Session, error) {
@@ -150,7 +169,9 @@ func (c *Client) acquire(ctx context.Context, name string, o acquireOptions) (*S
 		Replace     bool   `json:"replace,omitempty"`
 		TimeoutUSec int64  `json:"timeoutUSec,omitempty"`
 	}{Name: name, Fresh: o.fresh, Replace: o.replace}
-	if deadline, ok := ctx.Deadline(); ok {
+	if o.wait > 0 {
+		in.TimeoutUSec = max(1, o.wait.Microseconds())
+	} else if deadline, ok := ctx.Deadline(); ok {
 		// The answer, with who holds a busy device, takes time too.
 		left := time.Until(deadline)
 		in.TimeoutUSec = max(1, (left - min(left/2, 500*time.Millisecond)).Microseconds())
@@ -206,6 +227,7 @@ func (c *Client) identify(ctx context.Context, raw int) (Identity, error) {
 	var out struct {
 		Session sessionReply `json:"session"`
 		Yours   bool         `json:"yours"`
+		Memory  *memoryReply `json:"memory"`
 	}
 	fds, err := c.call(ctx, "identify", "Identify", in, []int{raw}, &out)
 	fd.CloseAll(fds)
@@ -214,7 +236,7 @@ func (c *Client) identify(ctx context.Context, raw int) (Identity, error) {
 	}
 	id := Identity{
 		Name: out.Session.Name, Owner: out.Session.Owner, KernelName: out.Session.KernelName,
-		Direction: liveupdate.Outgoing, Foreign: out.Session.Foreign, Yours: out.Yours,
+		Direction: liveupdate.Outgoing, Foreign: out.Session.Foreign, Yours: out.Yours, memory: out.Memory,
 	}
 	if out.Session.Direction == liveupdate.Incoming.String() {
 		id.Direction = liveupdate.Incoming

@@ -31,6 +31,8 @@ type Error struct {
 	Errno      int    `json:"errno"`
 	Parameter  string `json:"parameter"`
 	Limit      int    `json:"limit"`
+
+	again bool // it answers a second try, of which the first broke off
 }
 
 const sessionsErrors = "io.holdfast.Sessions."
@@ -95,7 +97,7 @@ func (e *Error) Error() string {
 	case ErrQuotaExceeded.Kind:
 		text = fmt.Sprintf("%d sessions of this owner are parked, which is its limit; release one, or have max-parked raised in the policy", e.Limit)
 	case ErrKeeperFull.Kind:
-		text = fmt.Sprintf("the orchestrator's keeper holds at most %d descriptors, and is full; have others released, or FileDescriptorStoreMax= of holdfastd.service raised", e.Limit)
+		text = fmt.Sprintf("the orchestrator's keeper is full: %d descriptors are what its size, the length of their names or one owner's share allow; release what is no longer needed, or have FileDescriptorStoreMax= of holdfastd.service raised", e.Limit)
 		if e.Limit == 0 {
 			text = "the orchestrator has no keeper here, so nothing can be parked: it takes systemd 261 or newer"
 		}
@@ -119,6 +121,8 @@ func (e *Error) Error() string {
 		}
 	case "org.varlink.service.InvalidParameter":
 		text = fmt.Sprintf("the orchestrator does not accept the parameter %q; is it of another version?", e.Parameter)
+	case "io.systemd.System":
+		text = "the orchestrator could not do it, for a reason that its log has (journalctl -u holdfastd); try again"
 	case "org.varlink.service.MethodNotImplemented", "org.varlink.service.MethodNotFound":
 		text = "the orchestrator that runs here does not know how to; is it of another version?"
 	default:
@@ -138,6 +142,10 @@ var problems = map[string]string{
 }
 
 var (
+	// ErrAmbiguous says that a session of the previous kernel and one of this kernel have the same name.
+	ErrAmbiguous = errors.New("a session of the previous kernel and one of this kernel have that name: say which (OnlyDirection)")
+	// ErrDamaged says that files are parked that no manifest among them describes.
+	ErrDamaged = errors.New("what is parked has no manifest that describes all of it")
 	// errNotCommitted is what came back without a manifest that names all of it.
 	errNotCommitted = errors.New("what came back is not whole, so it was never committed")
 	// ErrCommitted is changing a session after its manifest was written.

@@ -12,10 +12,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/fstest"
 
 	"github.com/holdfast-project/holdfast/api"
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
+	"github.com/holdfast-project/holdfast/internal/fdname"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -29,20 +29,16 @@ func TestStoredNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for fdname, want := range map[string]storedName{
-		prefix:                  {prefix, kernelName, ""},
-		prefix + "/data":        {prefix, kernelName, "data"},
-		manifestName(prefix, 7): {prefix, kernelName, ".manifest-7"},
-	} {
-		if got, ok := parseStoredName(fdname); !ok || got != want {
-			t.Errorf("%s: %+v, %v", fdname, got, ok)
+	for stored, file := range map[string]string{prefix: "", prefix + "/data": "data", manifestName(prefix, 7): ".manifest-7"} {
+		if got, ok := fdname.Parse(stored); !ok || got.Session() != prefix || got.KernelName != kernelName || got.File != file {
+			t.Errorf("%s: %+v, %v", stored, got, ok)
 		}
 	}
 	for _, other := range []string{
 		"", "stored", "varlink", kernelName, "b0123456-" + kernelName, "b0123456G-" + kernelName, "b01234567-systemd",
 		"b01234567-" + kernelName + "/", "x01234567-" + kernelName,
 	} {
-		if got, ok := parseStoredName(other); ok {
+		if got, ok := fdname.Parse(other); ok {
 			t.Errorf("%s was taken for %+v", other, got)
 		}
 	}
@@ -84,7 +80,7 @@ func TestWhatIsInTheStoreIsToldByTheFile(t *testing.T) {
 		"another session":      {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: now, Path: link + "2"}, false},
 		"session before":       {item{fdname: now, fd: f, link: link}, systemd.Entry{Name: before, Path: link}, false},
 	} {
-		c.entry.Inode = info.Sys().(*syscall.Stat_t).Ino
+		c.entry.Dev, c.entry.Inode = info.Sys().(*syscall.Stat_t).Dev, info.Sys().(*syscall.Stat_t).Ino
 		if in, err := c.item.in([]systemd.Entry{c.entry}); in != c.want || err != nil {
 			t.Errorf("%s: %v, %v", name, in, err)
 		}
@@ -120,47 +116,6 @@ func TestSealedFile(t *testing.T) {
 	defer unsealed.Close()
 	if _, err := readSealed(unsealed); err == nil {
 		t.Error("/dev/null passed for a manifest")
-	}
-}
-
-func TestMemoryLimits(t *testing.T) {
-	group := func(dir, limit, current, stat string) fstest.MapFS {
-		return fstest.MapFS{
-			dir + "memory.max":     {Data: []byte(limit + "\n")},
-			dir + "memory.current": {Data: []byte(current + "\n")},
-			dir + "memory.stat":    {Data: []byte("anon 5\n" + stat)},
-		}
-	}
-	tree := fstest.MapFS{"memory.stat": {Data: nil}}
-	for _, g := range []fstest.MapFS{
-		group("a.slice/", "1000000000", "900000000", "inactive_file 100000000\nactive_file 0\n"),
-		group("a.slice/small.service/", "24000000", "1000000", ""),
-		group("a.slice/free.service/", "max", "1000000", ""),
-		group("a.slice/cached.service/", "200000000", "199000000", "inactive_file 100000000\nactive_file 50000000\n"),
-	} {
-		for name, file := range g {
-			tree[name] = file
-		}
-	}
-	for _, c := range []struct {
-		cgroup string
-		need   int64
-		limits string // whose limit it is that has no room
-	}{
-		{"/a.slice/small.service", 64 << 20, "/a.slice/small.service"},
-		{"/a.slice/small.service", 1 << 20, ""},
-		{"/a.slice/small.service/delegated/deeper", 64 << 20, "/a.slice/small.service"},
-		{"/a.slice/free.service", 64 << 20, ""},
-		{"/a.slice/free.service", 256 << 20, "/a.slice"},
-		{"/a.slice/cached.service", 64 << 20, ""},
-		{"/no/controller", 1 << 40, ""},
-		{"/", 1 << 40, ""},
-	} {
-		err := checkMemoryIn(tree, c.cgroup, c.need)
-		var limit *MemoryLimitError
-		if errors.As(err, &limit) != (c.limits != "") || limit != nil && limit.Cgroup != c.limits || limit == nil && err != nil {
-			t.Errorf("%s, %d bytes: %v, want the limit of %q", c.cgroup, c.need, err, c.limits)
-		}
 	}
 }
 

@@ -3,11 +3,13 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,12 +27,16 @@ type fileReply struct {
 // Park commits the session, if that wasn't done, and gives the orchestrator copies of it, of its files and of its
 // manifest to keep. When it returns, all of that is safe: it crosses the next update even if this process has ended by
 // then, and if this process dies before, [Client.Reclaim] gets it back. It is for programs that have no fd store of
-// their own, in scopes, containers or users' services; a session must not be in both places.
+// their own, in scopes, containers or users' services; a session must not be in both places, so one that was stored is
+// refused.
 //
 // A further call makes sure that all is still there. After an error, Park may be called again.
 func (s *Session) Park(ctx context.Context, client *Client) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stored {
+		return fmt.Errorf("holdfast: park %q: it is in this unit's fd store, and must be in one place only", s.name)
+	}
 	if err := s.commit(); err != nil {
 		return err
 	}
@@ -62,13 +68,22 @@ func (s *Session) park(ctx context.Context, client *Client) error {
 	}
 	got, err := client.call(ctx, fmt.Sprintf("park %q", s.name), "Park", in, fds, nil)
 	fd.CloseAll(got)
+	s.parked = s.parked || err == nil
 	return err
 }
 
-// Release has the orchestrator give up what it keeps under this name: the session of the previous kernel if there is
-// one, else the parked one of this kernel. Whoever has reclaimed it keeps its own copies.
-func (c *Client) Release(ctx context.Context, name string) error {
-	return c.release(ctx, name, nil)
+// Release has the orchestrator give up what it keeps under this name. Whoever has reclaimed it keeps its own copies; if
+// nobody has, the memory in it is freed. Where there are a session of the previous kernel and one of this kernel, the
+// error is [ErrAmbiguous] unless the options say which.
+func (c *Client) Release(ctx context.Context, name string, options ...ReleaseOption) error {
+	var only liveupdate.Direction
+	for _, option := range options {
+		option(&only)
+	}
+	if only == 0 {
+		return c.release(ctx, name, nil)
+	}
+	return c.release(ctx, name, &only)
 }
 
 func (c *Client) release(ctx context.Context, name string, direction *liveupdate.Direction) error {
@@ -81,20 +96,22 @@ func (c *Client) release(ctx context.Context, name string, direction *liveupdate
 	}
 	fds, err := c.call(ctx, fmt.Sprintf("release %q", name), "Release", in, nil, nil)
 	fd.CloseAll(fds)
+	answer, ok := errors.AsType[*Error](err)
+	if ok && answer.again && errors.Is(err, ErrNoSuchSession) {
+		return nil // the first try did it
+	}
+	if ok && direction == nil && answer.Parameter == "direction" {
+		return fmt.Errorf("holdfast: release %q: %w", name, ErrAmbiguous)
+	}
 	return err
 }
 
-// ParkedSession is one that the orchestrator keeps for the caller.
-type ParkedSession struct {
-	Name       string
-	KernelName string
-	Direction  liveupdate.Direction
-	Claimed    bool // of the previous kernel: its owner has got it since the update
-}
-
 // Parked lists what the orchestrator keeps for the caller. Sessions of the previous kernel that nobody has asked for
-// yet needn't be among them: the kernel has them, and tells nobody.
+// yet needn't be among them: the kernel has them, and tells nobody. It can't be asked in another's name ([Client.As]).
 func (c *Client) Parked(ctx context.Context) ([]ParkedSession, error) {
+	if c.subject != nil {
+		return nil, fmt.Errorf("holdfast: list: only one's own can be listed, not those of %s", c.subject)
+	}
 	var out struct {
 		Sessions []struct {
 			sessionReply
@@ -122,6 +139,7 @@ type reclaimed struct {
 	direction liveupdate.Direction
 	lu        *liveupdate.Session
 	files     []heldFile
+	memory    *memoryReply
 }
 
 func (r *reclaimed) close() {
@@ -141,12 +159,13 @@ func (c *Client) reclaim(ctx context.Context, op, name string, direction *liveup
 		Session               sessionReply `json:"session"`
 		SessionFileDescriptor int          `json:"sessionFileDescriptor"`
 		Files                 []fileReply  `json:"files"`
+		Memory                *memoryReply `json:"memory"`
 	}
 	fds, err := c.call(ctx, op, "Reclaim", in, nil, &out)
 	if err != nil {
 		return nil, err
 	}
-	r := &reclaimed{direction: liveupdate.Outgoing}
+	r := &reclaimed{direction: liveupdate.Outgoing, memory: out.Memory}
 	if out.Session.Direction == liveupdate.Incoming.String() {
 		r.direction = liveupdate.Incoming
 	}
@@ -246,6 +265,35 @@ func sameFile(a, b *fd.FD) (bool, error) {
 	return err == nil && x.Dev == y.Dev && x.Ino == y.Ino, err
 }
 
+// nameWait is how long a name may stay taken by what nobody has any more: PID 1 closes what was dropped some time after,
+// and the orchestrator drops what PID 1 was too slow to keep.
+const nameWait = 5 * time.Second
+
+// next is the session that follows: a new one, or that of a renewal of this same memory that somebody died in.
+func (c *Committed) next(ctx context.Context, client *Client) (*liveupdate.Session, error) {
+	for pause := 50 * time.Millisecond; ; pause *= 2 {
+		acquired, taken := client.acquire(ctx, c.manifest.Name, acquireOptions{fresh: true})
+		if taken == nil {
+			return acquired.lu, nil
+		}
+		if !errors.Is(taken, ErrNameTaken) {
+			return nil, taken
+		}
+		lu, err := c.interrupted(ctx, client)
+		if err == nil || !errors.Is(err, ErrNoSuchSession) {
+			return lu, err
+		}
+		if pause > nameWait {
+			return nil, taken
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, taken
+		}
+	}
+}
+
 // renewParked is Renew for what the orchestrator keeps:
 //
 //	retrieve all files → acquire a new session → park it with them → finish the incoming one → preserve them in the new
@@ -255,22 +303,14 @@ func sameFile(a, b *fd.FD) (bool, error) {
 // there.
 func (c *Committed) renewParked(ctx context.Context, client *Client, done func(RenewStep)) (*Session, error) {
 	wrap := func(err error) error { return fmt.Errorf("holdfast: renew %q: %w", c.manifest.Name, err) }
-	if err := c.retrieve(); err != nil {
+	err := c.retrieve()
+	if err != nil {
 		return nil, err
 	}
 	done(Retrieved)
 	session := &Session{name: c.manifest.Name, owner: c.manifest.Owner, generation: c.manifest.Generation + 1, lu: c.outgoing}
 	if c.outgoing == nil {
-		acquired, err := client.acquire(ctx, c.manifest.Name, acquireOptions{fresh: true})
-		switch {
-		case err == nil:
-			session.lu = acquired.lu
-		case errors.Is(err, ErrNameTaken):
-			// Perhaps by a renewal of this same memory that somebody died in.
-			if session.lu, err = c.interrupted(ctx, client); err != nil {
-				return nil, err
-			}
-		default:
+		if session.lu, err = c.next(ctx, client); err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -287,11 +327,11 @@ func (c *Committed) renewParked(ctx context.Context, client *Client, done func(R
 	}
 	c.outgoing, c.parked = session.lu, true
 	done(FilesStored)
-	if c.incoming != nil {
-		if err := c.incoming.Finish(); err != nil {
+	if old := cmp.Or(c.incoming, c.replaced); old != nil {
+		if err := old.Finish(); err != nil {
 			return nil, wrap(err)
 		}
-		c.finished, c.incoming = append(c.finished, c.incoming), nil
+		c.finished, c.incoming, c.replaced = append(c.finished, old), nil, nil
 		done(Finished)
 	}
 	for _, f := range c.files {
@@ -302,7 +342,7 @@ func (c *Committed) renewParked(ctx context.Context, client *Client, done func(R
 	}
 	done(Preserved)
 	session.files = c.files
-	err := session.commit()
+	err = session.commit()
 	if errors.Is(err, liveupdate.ErrTokenTaken) {
 		// It is committed: whoever did it died before it was parked. The manifest beside it is the one before.
 		session.generation, session.manifest, err = c.manifest.Generation, c.manifestFD, nil
@@ -312,6 +352,9 @@ func (c *Committed) renewParked(ctx context.Context, client *Client, done func(R
 	}
 	done(ManifestWritten)
 	if err := session.park(ctx, client); err != nil {
+		if session.manifest != c.manifestFD {
+			session.manifest.Close()
+		}
 		return nil, err
 	}
 	done(Stored)

@@ -36,12 +36,17 @@ func dial(t *testing.T) *holdfast.Client {
 
 func dialWith(t *testing.T, keeper custody.Keeper, handed []custody.Item) *holdfast.Client {
 	t.Helper()
-	t.Setenv("NOTIFY_SOCKET", "")
-	cgroups, err := peer.FindCgroups()
+	own, err := peer.OwnCgroup()
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := peer.OwnCgroup()
+	return dialBy(t, &policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}}, keeper, handed)
+}
+
+func dialBy(t *testing.T, rules *policy.Policy, keeper custody.Keeper, handed []custody.Item) *holdfast.Client {
+	t.Helper()
+	t.Setenv("NOTIFY_SOCKET", "")
+	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +55,7 @@ func dialWith(t *testing.T, keeper custody.Keeper, handed []custody.Item) *holdf
 		t.Fatal(err)
 	}
 	t.Cleanup(o.Custody.Close)
-	o.SetPolicy(&policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}})
+	o.SetPolicy(rules)
 	path := filepath.Join(t.TempDir(), "io.holdfast")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {

@@ -89,7 +89,10 @@ func (c *Committed) through(session *Session, done func(RenewStep)) *Session {
 	for _, s := range c.finished {
 		s.Close()
 	}
-	c.outgoing, c.files, c.manifestFD, c.finished = nil, nil, nil, nil
+	if c.replaced != nil {
+		c.replaced.Close()
+	}
+	c.outgoing, c.files, c.manifestFD, c.finished, c.replaced = nil, nil, nil, nil, nil
 	done(Released)
 	return session
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/internal/fd"
+	"github.com/holdfast-project/holdfast/internal/fdname"
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -32,13 +33,16 @@ type Committed struct {
 	// that is stored already. At most one of them is set: with neither, the memory is only in the fd store.
 	incoming, outgoing *liveupdate.Session
 	files              []heldFile // all of the manifest's, or none
+	beside             []heldFile // files of the manifest that aren't in incoming, until all are in files
 	manifestFD         *fd.FD
 	renewed            bool // outgoing is a renewal that could not be stored yet: of the next generation
 	finished           []*liveupdate.Session
-	stale              []string // FDNAMEs that are of no more use once a session of this kernel is stored
-	charged            bool     // the files were retrieved before, by somebody who died since
-	reclaimed          bool     // by name, and not from the fd store
-	parked             bool     // outgoing may not have all of the files yet, and the orchestrator keeps it
+	replaced           *liveupdate.Session // of the previous kernel, to be finished though the memory isn't in it; or nil
+	stale              []string            // FDNAMEs that are of no more use once a session of this kernel is stored
+	charged            bool                // the files were retrieved before, by somebody who died since
+	memory             *memoryReply        // what the orchestrator said that there is room for; nil where it knew no limit
+	reclaimed          bool                // by name, and not from the fd store
+	parked             bool                // outgoing may not have all of the files yet, and the orchestrator keeps it
 }
 
 // Name is the client's own portion of the session's name.
@@ -78,33 +82,51 @@ func (c *Committed) retrieve() error {
 		return nil
 	}
 	if !c.charged {
-		if err := checkMemory(c.manifest.Size()); err != nil {
+		need := c.manifest.Size()
+		for _, m := range c.manifest.Files {
+			if slices.ContainsFunc(c.beside, func(f heldFile) bool { return f.name == m.Name }) {
+				need -= m.Size
+			}
+		}
+		if err := checkMemory(need, c.memory); err != nil {
 			return err
 		}
 	}
 	var files []heldFile
 	for _, m := range c.manifest.Files {
-		f, err := c.incoming.Retrieve(m.Token)
+		held, err := c.retrieveFile(m)
 		if err != nil {
 			closeFiles(files)
 			return fmt.Errorf("holdfast: retrieve %q of %q: %w", m.Name, c.manifest.Name, err)
 		}
-		held, err := own(f)
-		if err == nil {
-			files = append(files, heldFile{m.Name, held})
-			err = checkSize(held, m)
-		}
-		if err != nil {
-			closeFiles(files)
-			return fmt.Errorf("holdfast: retrieve %q of %q: %w", m.Name, c.manifest.Name, err)
-		}
+		files = append(files, heldFile{m.Name, held})
 	}
-	c.files = files
+	closeFiles(c.beside)
+	c.files, c.beside = files, nil
 	return nil
 }
 
-// Close closes this process's descriptors. The fd store keeps its own: the next start gets the same again. What was
-// reclaimed is in no store, and is lost.
+func (c *Committed) retrieveFile(m ManifestFile) (*fd.FD, error) {
+	for _, f := range c.beside {
+		if f.name == m.Name {
+			return f.fd.Dup()
+		}
+	}
+	f, err := c.incoming.Retrieve(m.Token)
+	if err != nil {
+		return nil, err
+	}
+	held, err := own(f)
+	if err == nil {
+		if err = checkSize(held, m); err != nil {
+			held.Close()
+		}
+	}
+	return held, err
+}
+
+// Close closes this process's descriptors. The fd store, or the orchestrator's keeper, has its own, and gives the same
+// again. Where there is no keeper, what was reclaimed is held by the orchestrator's process alone.
 func (c *Committed) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,10 +138,11 @@ func (c *Committed) closed() bool { return c.manifestFD == nil || c.manifestFD.R
 
 func (c *Committed) close() {
 	closeFiles(c.files)
+	closeFiles(c.beside)
 	if c.manifestFD != nil {
 		c.manifestFD.Close()
 	}
-	for _, s := range append(c.finished, c.incoming, c.outgoing) {
+	for _, s := range append(c.finished, c.replaced, c.incoming, c.outgoing) {
 		if s != nil {
 			s.Close()
 		}
@@ -146,8 +169,11 @@ func checkSize(f *fd.FD, m ManifestFile) error {
 // own takes a file's descriptor over. The file is closed.
 func own(f *os.File) (*fd.FD, error) {
 	defer f.Close()
-	var dup *fd.FD
-	err := useFile(f, func(raw int) error {
+	return dupFile(f)
+}
+
+func dupFile(f *os.File) (dup *fd.FD, err error) {
+	err = useFile(f, func(raw int) error {
 		n, err := unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, 3)
 		if err == nil {
 			dup = fd.New(n)
@@ -162,6 +188,7 @@ type handed struct {
 	kernelName string
 	sessions   []handedSession
 	files      []handedFile
+	memory     *memoryReply // what the orchestrator said that there is room for
 }
 
 type handedSession struct {
@@ -206,13 +233,13 @@ func inherit(listened []systemd.Listened) map[string]*handed {
 		return names[kernelName]
 	}
 	for _, l := range listened {
-		stored, ours := parseStoredName(l.Name)
-		if ours && stored.file != "" {
+		stored, ours := fdname.Parse(l.Name)
+		if ours && stored.File != "" {
 			if _, err := unix.FcntlInt(uintptr(l.Raw), unix.F_GET_SEALS, 0); err != nil {
 				continue // no memfd, so nothing that the library has stored
 			}
-			h := of(stored.kernelName)
-			h.files = append(h.files, handedFile{fdname: l.Name, file: stored.file, fd: fd.New(l.Raw)})
+			h := of(stored.KernelName)
+			h.files = append(h.files, handedFile{fdname: l.Name, file: stored.File, fd: fd.New(l.Raw)})
 			continue
 		}
 		lu, err := liveupdate.FromFD(l.Raw)
@@ -267,6 +294,7 @@ func Restored(ctx context.Context, client *Client) ([]*Committed, error) {
 				h.close()
 				break
 			}
+			h.memory = id.memory
 		}
 	}
 	var restored []*Committed
@@ -282,6 +310,7 @@ func Restored(ctx context.Context, client *Client) ([]*Committed, error) {
 			leftOut = append(leftOut, fmt.Errorf("holdfast: restore %s: %w", h.kernelName, err))
 			continue
 		}
+		c.memory = h.memory
 		restored = append(restored, c)
 	}
 	return restored, errors.Join(leftOut...)
@@ -333,6 +362,9 @@ func (h *handed) committed() (*Committed, error) {
 	}
 	stored, files, manifestFD := h.stored(outgoing)
 	if stored == nil {
+		if c.incoming != nil && whole == errNotCommitted {
+			whole = errors.New("the fd store has a session of this kernel that isn't whole, beside one of the previous kernel that is")
+		}
 		if c.manifestFD != nil {
 			c.manifestFD.Close()
 		}

@@ -28,6 +28,8 @@ type Session struct {
 	lu       *liveupdate.Session
 	files    []heldFile
 	manifest *fd.FD // nil before Commit
+	// The next PID 1 gives a session that is in two stores to one of them at random.
+	stored, parked bool
 }
 
 // heldFile is a file in memory that somebody must hold on to.

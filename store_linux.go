@@ -13,53 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/internal/fd"
-	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/internal/fdname"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
-// What is stored is named so that the generations of a session don't get mixed up: removing an FDNAME removes every
-// entry of that name, and a renewed session has the kernel name of the one before it.
-//
-//	session   b<8 hex digits of the boot id>-<kernel name>
-//	file      …/<file name>
-//	manifest  …/.manifest-<generation>
-//
-// The names are hints. What a session is, the kernel says; what belongs to it, its manifest.
+// manifestPrefix is before the generation in the FDNAME of a manifest. What a session is, the kernel says; what belongs to
+// it, its manifest; the names are hints.
 const manifestPrefix = ".manifest-"
 
 func storePrefix(kernelName string) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", err
-	}
-	if len(boot) < 8 {
-		return "", fmt.Errorf("the boot id %q is too short", boot)
-	}
-	return "b" + string(boot[:8]) + "-" + kernelName, nil
-}
-
-// storedName is an FDNAME taken apart.
-type storedName struct {
-	prefix     string // the session's entry
-	kernelName string
-	file       string // empty for the session's entry; a manifest's begins with manifestPrefix
-}
-
-func parseStoredName(fdname string) (storedName, bool) {
-	prefix, file, hasFile := strings.Cut(fdname, "/")
-	if len(prefix) < 10 || prefix[0] != 'b' || prefix[9] != '-' || hasFile && file == "" {
-		return storedName{}, false
-	}
-	for _, c := range []byte(prefix[1:9]) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return storedName{}, false
-		}
-	}
-	if _, _, ok := name.Parse(prefix[10:]); !ok {
-		return storedName{}, false
-	}
-	return storedName{prefix: prefix, kernelName: prefix[10:], file: file}, true
+	boot, err := fdname.ThisBoot()
+	return fdname.Name{Boot: boot, KernelName: kernelName}.Session(), err
 }
 
 // openStore finds one's own fd store and makes sure that what is in it crosses an update.
@@ -104,7 +69,7 @@ func (i item) in(entries []systemd.Entry) (bool, error) {
 	for _, e := range entries {
 		// Every session has the inode of all anonymous files. Before Linux 7.2 the link of a long name may be
 		// unreadable, and then there is only the FDNAME.
-		if i.link == "" && e.Inode == stat.Ino && sameButBoot(e.Name, i.fdname) ||
+		if i.link == "" && e.Dev == stat.Dev && e.Inode == stat.Ino && sameButBoot(e.Name, i.fdname) ||
 			i.link != "" && e.Name == i.fdname && (e.Path == i.link || e.Path == "") {
 			return true, nil
 		}
@@ -116,9 +81,9 @@ func (i item) in(entries []systemd.Entry) (bool, error) {
 // that were in a store without a session of theirs are taken over the kexec by PID 1 itself, with their names
 // (src/core/luo.c, systemd 262), and it drops a second name for a file that it has.
 func sameButBoot(a, b string) bool {
-	x, okX := parseStoredName(a)
-	y, okY := parseStoredName(b)
-	return okX && okY && x.kernelName == y.kernelName && x.file == y.file
+	x, okX := fdname.Parse(a)
+	y, okY := fdname.Parse(b)
+	return okX && okY && x.KernelName == y.KernelName && x.File == y.File
 }
 
 // namesMax bounds the FDNAMEs in a store together, in bytes. A unit gets them as one string of its environment, which
@@ -132,8 +97,8 @@ func refuse(entries []systemd.Entry, store *systemd.Store, kernelName string, it
 		return err // the session itself is there: what else there is, is left over from before it
 	}
 	for _, e := range entries {
-		n, ours := parseStoredName(e.Name)
-		if !ours || n.kernelName != kernelName || n.file != "" && !strings.HasPrefix(n.file, manifestPrefix) {
+		n, ours := fdname.Parse(e.Name)
+		if !ours || n.KernelName != kernelName || n.File != "" && !strings.HasPrefix(n.File, manifestPrefix) {
 			continue
 		}
 		if own, err := isOne(e, items); own || err != nil {
@@ -234,6 +199,9 @@ func keep(ctx context.Context, store *systemd.Store, items []item) error {
 func (s *Session) Store(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.parked {
+		return fmt.Errorf("holdfast: store %q: it is parked with the orchestrator, and must be in one place only", s.name)
+	}
 	store, err := openStore(ctx)
 	if err != nil {
 		return err
@@ -272,6 +240,7 @@ func (s *Session) storeIn(ctx context.Context, store *systemd.Store) error {
 		}
 		return fmt.Errorf("holdfast: store %q: %w", s.name, err)
 	}
+	s.stored = true
 	return nil
 }
 

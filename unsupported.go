@@ -29,7 +29,9 @@ func (*Client) Close() error { return nil }
 func (*Client) Describe(context.Context) (Description, error) { return Description{}, errUnsupported }
 
 // Acquire is not supported here.
-func (*Client) Acquire(context.Context, string) (*Session, error) { return nil, errUnsupported }
+func (*Client) Acquire(context.Context, string, ...AcquireOption) (*Session, error) {
+	return nil, errUnsupported
+}
 
 // Identify is not supported here.
 func (*Client) Identify(context.Context, *os.File) (Identity, error) {
@@ -38,6 +40,26 @@ func (*Client) Identify(context.Context, *os.File) (Identity, error) {
 
 // Reclaim is not supported here.
 func (*Client) Reclaim(context.Context, string) (*Committed, error) { return nil, errUnsupported }
+
+// Release is not supported here.
+func (*Client) Release(context.Context, string, ...ReleaseOption) error { return errUnsupported }
+
+// Parked is not supported here.
+func (*Client) Parked(context.Context) ([]ParkedSession, error) { return nil, errUnsupported }
+
+// As returns a client on which nothing is supported either.
+func (c *Client) As(Subject) *Client { return c }
+
+// Handover is not supported here.
+func (*Client) Handover(context.Context, string) ([]*os.File, error) { return nil, errUnsupported }
+
+// TakeOver is not supported here.
+func (*Client) TakeOver(context.Context, []*os.File) (*Committed, error) {
+	return nil, errUnsupported
+}
+
+// Adopt is not supported here.
+func (*Client) Adopt(context.Context, *os.File) (*Session, error) { return nil, errUnsupported }
 
 // Session is an outgoing session, on Linux.
 type Session struct{}
@@ -65,6 +87,9 @@ func (*Session) Commit() error { return errUnsupported }
 
 // Store is not supported here.
 func (*Session) Store(context.Context) error { return errUnsupported }
+
+// Park is not supported here.
+func (*Session) Park(context.Context, *Client) error { return errUnsupported }
 
 // Discard is not supported here.
 func (*Session) Discard(context.Context) error { return errUnsupported }
