@@ -84,6 +84,9 @@ func acquireCommand() *cobra.Command {
 	return cmd
 }
 
+// answerTimeout is how long holdfastd may take besides waiting for the device.
+const answerTimeout = 10 * time.Second
+
 func acquire(ctx context.Context, name string, timeout time.Duration, command []string) error {
 	inherited := systemd.ListenFDs()
 	if err := reserve(firstFD+len(inherited), 1); err != nil {
@@ -94,7 +97,8 @@ func acquire(ctx context.Context, name string, timeout time.Duration, command []
 		return cannotRun(command[0], err)
 	}
 	noStore := checkUnit()
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	// However busy the machine is, who has the device is worth to be told.
+	ctx, cancel := context.WithTimeout(ctx, timeout+answerTimeout)
 	defer cancel()
 	client, err := holdfast.Dial(ctx)
 	if noStore != nil && (err != nil || !keeps(ctx, client)) {
@@ -108,7 +112,7 @@ func acquire(ctx context.Context, name string, timeout time.Duration, command []
 		return explain(err)
 	}
 	if session.Raw < 0 {
-		made, err := client.Acquire(ctx, name)
+		made, err := client.Acquire(ctx, name, holdfast.WithDeviceTimeout(max(1, timeout)))
 		if errors.Is(err, holdfast.ErrNoOwner) {
 			return fmt.Errorf("%w: %s", err, asService)
 		}

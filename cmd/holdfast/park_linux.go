@@ -5,14 +5,12 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,8 +26,8 @@ import (
 )
 
 const (
-	keepTimeout    = 10 * time.Second
-	reclaimTimeout = 30 * time.Second // longer than holdfastd waits for the device
+	keepTimeout    = 90 * time.Second
+	reclaimTimeout = 90 * time.Second // longer than holdfastd waits for the device and for PID 1
 
 	// fileNameMax is how long holdfastd takes names of files.
 	fileNameMax = 144
@@ -95,26 +93,6 @@ Exit status: 0 if it is released; 1 if not, or if there is none; 2 for wrong usa
 const exampleRelease = `  holdfast release ram
   holdfast release --kernel-name h1-eerz6xmllobm7ny6.ram --direction incoming`
 
-const longList = `Lists the sessions that holdfastd keeps for the unit that this runs in. With --all it
-lists those of everybody, which is for root, and for whom a rule of the policy gives
-list-all.
-
-It lists parked sessions only. Those that programs hold themselves or have in their own
-fd stores aren't among them, nor are those of the previous kernel that nobody has asked
-for yet: the kernel has them, and tells nobody. The owner is shown of one's own only,
-since a kernel name has no more than a digest of it.
-
-An incoming session is claimed once its owner has got it since the update.
-
-Exit status: 0, also if there are none; 1 if it can't be told; 2 for wrong usage.
-
-With --json it prints what io.holdfast.Sessions.List answers: sessions, each with
-kernelName, direction, parked and foreign, and where there is one, name, owner and
-claimed.`
-
-const exampleList = `  holdfast list
-  holdfast list --all --json | jq -r '.sessions[] | select(.claimed == false).kernelName'`
-
 // orchestrator is a connection for what the library has no function for.
 type orchestrator struct{ conn *varlink.Client }
 
@@ -152,6 +130,11 @@ type sessionJSON struct {
 	Parked     bool   `json:"parked"`
 	Foreign    bool   `json:"foreign"`
 	Claimed    *bool  `json:"claimed,omitempty"`
+
+	Holders []struct {
+		PID  int    `json:"pid"`
+		Unit string `json:"unit"`
+	} `json:"holders"` // with all, of List
 }
 
 // fileJSON is io.holdfast.Sessions.File.
@@ -416,41 +399,4 @@ func ask(ctx context.Context, op, method string, in, out any) error {
 	fds, err := o.call(ctx, op, method, in, nil, out)
 	fd.CloseAll(fds)
 	return explain(err)
-}
-
-func listCommand() *cobra.Command {
-	var all, asJSON bool
-	cmd := &cobra.Command{
-		Use: "list", Short: "List the sessions that are kept", Long: longList, Example: exampleList,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			in := struct {
-				All bool `json:"all,omitempty"`
-			}{all}
-			var answer json.RawMessage
-			if err := ask(cmd.Context(), "list", "List", in, &answer); err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), answer)
-			}
-			var list struct{ Sessions []sessionJSON }
-			if err := json.Unmarshal(answer, &list); err != nil {
-				return err
-			}
-			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
-			fmt.Fprintln(table, "NAME\tOWNER\tKERNEL NAME\tDIRECTION\tCLAIMED")
-			for _, s := range list.Sessions {
-				claimed := "-"
-				if s.Claimed != nil {
-					claimed = map[bool]string{true: "yes", false: "no"}[*s.Claimed]
-				}
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, "-"), cmp.Or(s.Owner, "-"), s.KernelName, s.Direction, claimed)
-			}
-			return table.Flush()
-		},
-	}
-	cmd.Flags().BoolVar(&all, "all", false, "those of everybody, and not only of this unit; parked ones only")
-	jsonFlag(cmd, &asJSON)
-	return cmd
 }

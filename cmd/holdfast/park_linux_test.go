@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -229,34 +228,6 @@ func TestRelease(t *testing.T) {
 	tool(t, address, "release", "ram").failed(t, 1, `release "ram": there is no session "ram"`)
 	address = answers(t, map[string]varlink.Method{"Release": method(`{"name":"ram"}`, nil, varlink.InvalidParameter("direction"))})
 	tool(t, address, "release", "ram").failed(t, 1, "say by --direction whether it is the incoming one")
-}
-
-func TestList(t *testing.T) {
-	theirs := sessionOf("rom", "incoming")
-	delete(theirs, "owner")
-	theirs["claimed"] = false
-	claimed := sessionOf("ram", "incoming")
-	claimed["claimed"] = true
-	all := map[string]any{"sessions": []any{sessionOf("ram", "outgoing"), claimed, theirs}}
-	address := answers(t, map[string]varlink.Method{"List": method(`{"all":true}`, &varlink.Reply{Parameters: all}, nil)})
-	const table = `NAME   OWNER          KERNEL NAME               DIRECTION   CLAIMED
-ram    /vmm.service   h1-ok2ohkddat64npei.ram   outgoing    -
-ram    /vmm.service   h1-ok2ohkddat64npei.ram   incoming    yes
-rom    -              h1-ok2ohkddat64npei.rom   incoming    no
-`
-	if r := tool(t, address, "list", "--all"); r != (result{0, table, ""}) {
-		t.Errorf("holdfast list --all: %+v", r)
-	}
-	r := tool(t, address, "list", "--all", "--json")
-	var got, want any
-	text, err := json.Marshal(all)
-	if err != nil || json.Unmarshal(text, &want) != nil || json.Unmarshal([]byte(r.stdout), &got) != nil || !reflect.DeepEqual(got, want) || r.status != 0 {
-		t.Errorf("holdfast list --all --json: %+v", r)
-	}
-
-	if r := tool(t, startDaemon(t), "list"); r != (result{0, "NAME   OWNER   KERNEL NAME   DIRECTION   CLAIMED\n", ""}) {
-		t.Errorf("holdfast list, of a daemon that has nothing: %+v", r)
-	}
 }
 
 // TestOverAnUpdate is with a real holdfastd, which has no keeper here, on an emulated kernel.
