@@ -10,11 +10,11 @@ GOFLAGS_ = -trimpath -buildvcs=false -ldflags '-s -w -X github.com/holdfast-proj
 
 export CGO_ENABLED = 0
 
-.PHONY: build install test test-fast test-vm lint bench demo demo-kernel clean
+.PHONY: build install test test-fast test-vm test-kill lint bench demo demo-kernel clean
 
 build: ## static binaries in bin/
 	mkdir -p bin
-	$(GO) build $(GOFLAGS_) -o bin/ ./cmd/... ./examples/notebook
+	$(GO) build $(GOFLAGS_) -o bin/ ./cmd/... ./examples/notebook ./examples/vm-manager
 
 install: build ## into $(DESTDIR), where a distribution would
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
@@ -37,7 +37,10 @@ test-fast: ## what needs no virtual machine; what needs a LUO kernel gets an emu
 	$(GO) test ./...
 
 test-vm: build ## on real kernels and real systemd, in virtual machines
-	$(GO) test -tags vm -p 1 -timeout 80m -v ./test/luosim ./test/differential ./test/vm
+	$(GO) test -tags vm -p 1 -timeout 80m -v ./test/kill ./test/luosim ./test/differential ./test/vm
+
+test-kill: ## SIGKILL at each system call of a client and of holdfastd, on an emulated kernel: minutes
+	$(GO) test ./test/kill -count=1 -timeout 50m -v -every
 
 lint: ## gofmt, vet for each platform, staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "not formatted: $$out"; exit 1; }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# A service without a store of its own, parked with holdfastd: over crashes of it and of holdfastd, and two updates.
+# A service without a store of its own, parked with holdfastd: over crashes of it and of holdfastd, over upgrades of
+# holdfastd, and two updates.
 . /test/lib.sh
 . /test/parking.sh
 
@@ -12,8 +13,24 @@ crash() { # WHAT
 	wait_for stored 3
 }
 
+# put VERSION BINARY: that holdfastd is installed, as an upgrade of its package does, and not started yet
+put() {
+	install -m 755 "$2" /usr/libexec/holdfastd.new
+	mv /usr/libexec/holdfastd.new /usr/libexec/holdfastd
+	expect "what is installed" "holdfastd $1" "$(/usr/libexec/holdfastd -version)"
+}
+
+runs() { # VERSION
+	expect "the version that runs" "\"version\":\"$1\"" \
+		"$(varlinkctl call -j /run/holdfast/io.holdfast io.holdfast.Sessions.Describe '{}' | grep -o '"version":"[^"]*"')"
+}
+
+next=/test/holdfastd-next
+
 case $HFVM_BOOT in
 1)
+	cp /usr/libexec/holdfastd /root/holdfastd-before
+	/usr/libexec/holdfastd -version | cut -d ' ' -f 2 >/root/before
 	mkdir /root/parked
 	cat >/etc/systemd/system/parked.service <<-'END'
 		[Unit]
@@ -38,6 +55,23 @@ case $HFVM_BOOT in
 	systemctl kill --signal=KILL holdfastd
 	wait_for another "$pid"
 	crash "a crash of holdfastd"
+	systemctl reload holdfastd
+	crash "a reload of holdfastd"
+	put next $next
+	systemctl reload holdfastd # which is no upgrade yet
+	runs "$(cat /root/before)"
+	crash "a reload of holdfastd before its upgrade"
+	systemctl restart holdfastd
+	runs next
+	crash "an upgrade of holdfastd"
+	put "$(cat /root/before)" /root/holdfastd-before
+	pid=$(systemctl show -P MainPID holdfastd)
+	systemctl kill --signal=KILL holdfastd
+	wait_for another "$pid"
+	runs "$(cat /root/before)"
+	systemctl restart parked # which was connected to the one before
+	expect_in "its stop after a downgrade of holdfastd" "parked 1 " "$(cat /root/parked/stop)"
+	expect "after a downgrade of holdfastd" "crash $(cat /root/sum)" "$(cat /root/parked/start)"
 	systemctl daemon-reexec
 	crash "PID 1 executed itself anew"
 	systemctl restart parked
@@ -47,6 +81,12 @@ case $HFVM_BOOT in
 	;;
 2 | 3)
 	expect_in "its stop" "parked $((HFVM_BOOT - 1)) " "$(cat /root/parked/stop)"
+	if [ "$HFVM_BOOT" = 2 ]; then # between the update and whoever asks for it
+		put next $next
+	else
+		put "$(cat /root/before)" /root/holdfastd-before
+	fi
+	systemctl restart holdfastd
 	systemctl start parked
 	expect "after update $((HFVM_BOOT - 1))" "update $(cat /root/sum)" "$(cat /root/parked/start)"
 	say "$(cat /root/parked/start), $(names | tr '\n' ' ')"

@@ -1,9 +1,24 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # The device is open elsewhere when a shutdown ends, so systemd carries nothing over that is in a store. The kernel has it
-# all the same, and who asks by name gets it.
+# all the same, and who asks by name gets it: each of several units all of its sessions, with what is in them, and nobody
+# another's.
 . /test/lib.sh
 . /test/parking.sh
+
+fleet="1 2 3"
+
+# begin FROM: the units of the fleet have sessions that all come FROM there, with the memory that they had
+begin() {
+	systemctl restart $(for n in $fleet; do echo "fleet@$n"; done)
+	for n in $fleet; do
+		sed "s/^/$n /" "/root/fleet/$n/start"
+	done >/root/said
+	expect "sessions in all" 12 "$(wc -l </root/said)"
+	expect "where they came from" "$1" "$(cut -d ' ' -f 3 /root/said | sort -u)"
+	[ -e /root/sums ] || cut -d ' ' -f 1,2,4 /root/said >/root/sums
+	cut -d ' ' -f 1,2,4 /root/said | cmp - /root/sums || fail "somebody has other memory than before"
+}
 
 if [ "$HFVM_BOOT" = 1 ]; then
 	mkdir /root/parked
@@ -12,7 +27,18 @@ if [ "$HFVM_BOOT" = 1 ]; then
 		Type=notify
 		ExecStart=parker -dir /root/parked
 	END
+	for n in $fleet; do
+		mkdir -p "/root/fleet/$n"
+		echo "NEIGHBOUR=$((n % 3 + 1))" >"/root/fleet/$n/environment"
+	done
+	cat >/etc/systemd/system/fleet@.service <<-'END'
+		[Service]
+		Type=notify
+		EnvironmentFile=/root/fleet/%i/environment
+		ExecStart=fleet -unit unit%i -neighbour unit${NEIGHBOUR} -neighbour-owner /fleet@${NEIGHBOUR}.service -count 4 -renew -dir /root/fleet/%i
+	END
 	systemctl enable --now holdfastd.socket holdfastd.service
+	begin fresh
 	systemctl start parked
 	expect_in "first start" fresh "$(cat /root/parked/start)"
 	cut -d ' ' -f 2 /root/parked/start >/root/sum
@@ -22,12 +48,14 @@ else
 	expect "what waits in holdfastd's store" "" "$(names)"
 	systemctl start parked
 	expect "after update $((HFVM_BOOT - 1))" "update $(cat /root/sum)" "$(cat /root/parked/start)"
-	say "from the kernel: $(cat /root/parked/start)"
+	begin update
+	say "from the kernel: $(cat /root/parked/start), and $(wc -l </root/said) sessions of others"
 	pid=$(systemctl show -P MainPID holdfastd)
 	systemctl kill --signal=KILL holdfastd
 	wait_for another "$pid"
 	systemctl restart parked
 	expect "after a crash of holdfastd" "crash $(cat /root/sum)" "$(cat /root/parked/start)"
+	begin crash
 	[ "$HFVM_BOOT" = 3 ] && exec hfvm-pass
 fi
 

@@ -36,6 +36,9 @@ func run(m *testing.M) int {
 		{"install", "-D", "-m", "0644", "lib.sh", tree + "/test/lib.sh"},
 		{"install", "-D", "-m", "0644", "parking.sh", tree + "/test/parking.sh"},
 		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/parker", "../parker"},
+		{"go", "build", "-trimpath", "-o", tree + "/test/kill", "../kill"},
+		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/fleet", "../fleet"},
+		{"go", "build", "-trimpath", "-ldflags", "-X github.com/holdfast-project/holdfast/internal/version.Version=next", "-o", tree + "/test/holdfastd-next", "../../cmd/holdfastd"},
 		{"go", "test", "-c", "-o", tree + "/liveupdate.test", "../../liveupdate"},
 		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
 	} {
@@ -116,15 +119,52 @@ func TestCustody(t *testing.T) {
 	t.Parallel()
 	for script, args := range map[string][]string{
 		"custody.sh": nil,
-		"scope.sh":   nil,
 		"held.sh":    nil,
 		"full.sh":    nil,
-		"many.sh":    {"--env", "UNITS=10", "--env", "SCOPES=3"},
+		"many.sh":    {"--env", "UNITS=20", "--env", "SCOPES=5"},
 	} {
 		t.Run(script, func(t *testing.T) {
 			guest(t, script, append(args, "--next-kernel", "7.3", "--timeout", "600")...)
 		})
 	}
+}
+
+// What clients park, when they or holdfastd die at each step.
+func TestKillMatrix(t *testing.T) {
+	guest(t, "kill.sh", "--next-kernel", "7.3", "--timeout", "600")
+}
+
+// 500 sessions of 50 units: whose is whose after an update, and how fast it goes.
+func TestFleet(t *testing.T) {
+	guest(t, "fleet.sh", "--next-kernel", "7.3", "--memory", "2048", "--env", "UNITS=50", "--env", "EACH=10", "--timeout", "900")
+}
+
+// What each attempt lacks a check for is built before any machine runs.
+func TestAttacks(t *testing.T) {
+	dir := t.TempDir()
+	for _, command := range [][]string{
+		{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/usr/bin/attack", "../attack"},
+		{"mkdir", "-p", dir + "/test/mutants"},
+		{dir + "/usr/bin/attack", "mutants", dir + "/test/mutants"},
+	} {
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+		}
+	}
+	guest(t, "attack.sh", append(users, "--add", dir+":/", "--timeout", "900")...)
+}
+
+// Virtual machines in scopes, some by a manager that acts for them.
+func TestManager(t *testing.T) {
+	guest(t, "manager.sh", "--next-kernel", "7.3", "--add", "../../bin/vm-manager:/usr/bin/vm-manager",
+		"--add", "../../examples/vm-manager:/test/vm-manager", "--timeout", "900")
+}
+
+// Users' own services, and containers.
+func TestPlaces(t *testing.T) {
+	guest(t, "places.sh", append(users, "--next-kernel", "7.3", "--timeout", "900")...)
 }
 
 func TestCClient(t *testing.T) {
@@ -151,4 +191,8 @@ func TestNotEnabled(t *testing.T) {
 func TestNoOrchestrator(t *testing.T) {
 	guest(t, "notready.sh", "--os", "none", "--kernel", "7.2-noluo",
 		"--env", "PROBLEM=noDevice", "--env", "SENTENCE=this kernel has no Live Update Orchestrator")
+}
+
+func TestInventory(t *testing.T) {
+	guest(t, "list.sh", "--next-kernel", "7.3", "--timeout", "600")
 }
