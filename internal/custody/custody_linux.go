@@ -342,7 +342,8 @@ func (c *Custody) set(kernelName string, direction liveupdate.Direction, e *entr
 
 // Park keeps an outgoing session, and the files in it, for its owner, who may have limit sessions parked. It takes the
 // session and the files over, also with an error, and returns once all is safe with the keeper. A session that is parked
-// already may be parked again: with files that replace the ones before, or with nil for the same ones.
+// already may be parked again, with nil for the same files, or with those that are to be beside it from now on: one of a name
+// that is there must be the one that is there.
 func (c *Custody) Park(ctx context.Context, session *liveupdate.Session, files []File, limit int) (err error) {
 	keep := false
 	defer func() {
