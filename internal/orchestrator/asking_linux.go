@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/places"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 )
@@ -55,6 +56,9 @@ func (o *Orchestrator) may(call *varlink.Call, subject *subject) (asking, error)
 	who.owner = who.grant.Owner
 	if subject != nil {
 		err = o.actFor(call, p, &who, subject)
+	}
+	if err == nil {
+		o.owners.add(who.owner)
 	}
 	return who, err
 }
@@ -156,24 +160,24 @@ func (o *Orchestrator) checkName(ctx context.Context, who asking, n string) erro
 
 // rateLimited says that sessions are asked for too fast.
 type rateLimited struct {
-	place place
+	from  places.Place
 	wait  time.Duration
 	rate  policy.Rate
 	first bool // since one was let through
 }
 
 func (r *rateLimited) Error() string {
-	return fmt.Sprintf("%s asks for more than %s; there is room for one in %v", r.place.name, r.rate, r.wait)
+	return fmt.Sprintf("%s asks for more than %s; there is room for one in %v", r.from.Name, r.rate, r.wait)
 }
 
 func (r *rateLimited) retryUSec() int64 { return (r.wait + time.Microsecond - 1).Microseconds() }
 
 // checkRate counts the request, by where the client is.
 func (o *Orchestrator) checkRate(who asking) error {
-	place := placeOf(who.id)
-	wait, first := o.rates.take(place, who.grant, time.Now())
+	from := places.Of(who.id)
+	wait, first := o.rates.take(from, who.grant, time.Now())
 	if wait > 0 {
-		return &rateLimited{place, wait, who.grant.Rate, first}
+		return &rateLimited{from, wait, who.grant.Rate, first}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/internal/places"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -83,9 +84,9 @@ func TestRate(t *testing.T) {
 func TestRates(t *testing.T) {
 	var r rates
 	now := time.Now()
-	unit := func(i int) place { return place{name: fmt.Sprintf("u%d.service", i), root: true} }
+	unit := func(i int) places.Place { return places.Place{Name: fmt.Sprintf("u%d.service", i), Root: true} }
 	grant := policy.Grant{Rule: "x", Rate: policy.Rate{Burst: 4, Interval: time.Minute}}
-	take := func(p place, at time.Duration) (time.Duration, bool) { return r.take(p, grant, now.Add(at)) }
+	take := func(p places.Place, at time.Duration) (time.Duration, bool) { return r.take(p, grant, now.Add(at)) }
 
 	for i := range 4 {
 		if wait, _ := take(unit(0), 0); wait != 0 {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-project/holdfast/internal/places"
 	"github.com/holdfast-project/holdfast/internal/policy"
 )
 
@@ -24,7 +25,7 @@ type rates struct {
 // rateKey is what is counted apart: an outermost unit, as a delegated subtree makes inner ones without end, and the rule
 // that lets it.
 type rateKey struct {
-	place place
+	place places.Place
 	rule  string
 }
 
@@ -35,7 +36,7 @@ type rate struct {
 
 // take counts one request. Where there is no room for it, wait is the time until there is, and first says that the one
 // before it was let through. now is of the monotonic clock.
-func (r *rates) take(who place, grant policy.Grant, now time.Time) (wait time.Duration, first bool) {
+func (r *rates) take(who places.Place, grant policy.Grant, now time.Time) (wait time.Duration, first bool) {
 	limit := grant.Rate
 	if limit.Burst == 0 {
 		return 0, false
@@ -68,7 +69,7 @@ func (r *rates) room(key rateKey, now time.Time) rateKey {
 	}
 	maps.DeleteFunc(r.known, func(_ rateKey, known rate) bool { return !known.full.After(now) })
 	if len(r.known) >= maxRates {
-		key.place = place{}
+		key.place = places.Place{}
 	}
 	return key
 }
