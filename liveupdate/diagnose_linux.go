@@ -61,16 +61,19 @@ func hasSymbols(kallsyms io.Reader) bool {
 }
 
 // enabled says whether a kernel command line turns on both KHO and live update. The kernel takes the last word of a
-// name, and of its value the first letters (kstrtobool() in lib/kstrtox.c, Linux 7.2.13).
+// name, and of its value the first letters (kstrtobool() in lib/kstrtox.c, Linux 7.2.13). What is behind "--" is for init.
 func enabled(cmdline string) bool {
 	on := map[string]bool{}
 	for word := range strings.FieldsSeq(cmdline) {
-		name, value, _ := strings.Cut(word, "=")
-		switch value := strings.ToLower(value); {
+		if word == "--" {
+			break
+		}
+		name, value, _ := strings.Cut(strings.Trim(word, `"`), "=")
+		switch value := strings.ToLower(strings.Trim(value, `"`)); {
 		case value == "":
-		case strings.ContainsRune("yt1", rune(value[0])), strings.HasPrefix(value, "on"):
+		case strings.IndexByte("eyt1", value[0]) >= 0, strings.HasPrefix(value, "on"):
 			on[name] = true
-		case strings.ContainsRune("nf0", rune(value[0])), strings.HasPrefix(value, "of"):
+		case strings.IndexByte("dnf0", value[0]) >= 0, strings.HasPrefix(value, "of"):
 			on[name] = false
 		}
 	}

@@ -170,6 +170,12 @@ func TestWhyThereIsNoDevice(t *testing.T) {
 		"liveupdate=on":                        false,
 		"kho=on liveupdate=on liveupdate=off":  false,
 		"kho=on liveupdate":                    false,
+		"kho=enable liveupdate=E":              true,
+		"kho=on liveupdate=on kho=disable":     false,
+		"kho=on liveupdate=on liveupdate=D":    false,
+		"kho=on -- liveupdate=on":              false,
+		"kho=on liveupdate=on -- kho=off":      true,
+		`"kho=on" liveupdate="on"`:             true,
 	} {
 		if got := enabled(cmdline); got != want {
 			t.Errorf("enabled(%q) = %v", cmdline, got)

@@ -34,10 +34,12 @@ func versionOf(ctx context.Context, bus *dbus.Conn) (string, error) {
 	return version, nil
 }
 
-// CarriesStores tells whether fd stores cross a kexec with a systemd of this version, as "262 (262-1)" or "262~rc1-1":
-// since 261 (its NEWS).
+// CarriesSince is the first version with which fd stores cross a kexec (its NEWS).
+const CarriesSince = 261
+
+// CarriesStores tells whether fd stores cross a kexec with a systemd of this version, as "262 (262-1)" or "262~rc1-1".
 func CarriesStores(version string) bool {
 	digits := strings.IndexFunc(version+" ", func(c rune) bool { return c < '0' || c > '9' })
 	number, _ := strconv.Atoi(version[:digits])
-	return number >= 261
+	return number >= CarriesSince
 }
