@@ -9,3 +9,8 @@ import _ "embed"
 //
 //go:embed io.holdfast.Sessions.varlink
 var Sessions string
+
+// Update is the description of the interface io.holdfast.Update.
+//
+//go:embed io.holdfast.Update.varlink
+var Update string

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+
+package updated
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+// PID 1 doesn't answer a process that finds a round broken off; and then says this.
+func TestStartedAndUnderWayIsUnknown(t *testing.T) {
+	for name, underWay := range map[string]bool{"nothing is under way": false, "a kexec is under way": true} {
+		t.Run(name, func(t *testing.T) {
+			answers := false
+			h := on(t, rules, func(h *host) {
+				if err := os.WriteFile(h.Mark, []byte(markRound), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				h.UnderWay = func(context.Context) (bool, error) {
+					if !h.is(&answers) {
+						return false, errors.New("no answer")
+					}
+					return underWay, nil
+				}
+			})
+			a := h.joins(`{"name":"a"}`)
+			if !h.is(&h.loaded) {
+				t.Error("the kernel is unloaded, and nobody knows whether PID 1 is on its way to it")
+			}
+			h.set(&answers, true)
+			if underWay {
+				a.ready(1, "preparing", "quiescing")
+				next(t, a.said, `"committing"`)
+				if !h.is(&h.loaded) {
+					t.Error("the kernel was unloaded under PID 1's feet")
+				}
+				return
+			}
+			h.eventually(func() bool { return !h.is(&h.loaded) })
+			h.eventually(func() bool { _, err := os.Stat(h.Mark); return err != nil })
+		})
+	}
+}
+
+// A round in the way of somebody's kexec is called off: then there is one for the kexec, whose kernel stays, whoever waits for that.
+func TestUnderWayBehindAnother(t *testing.T) {
+	h := on(t, rules, nil)
+	a := h.joins(`{"name":"a"}`)
+	h.Start(t)
+	next(t, a.said, `"preparing"`)
+	h.set(&h.underWay, true)
+	a.vote(1, "preparing", `"ready":false,"reason":"busy"`)
+	next(t, a.said, `"aborted"`)
+	a.vote(1, "aborted", `"ready":true`)
+	a.ready(2, "preparing", "quiescing")
+	next(t, a.said, `"committing"`)
+	if !h.is(&h.loaded) {
+		t.Error("the kernel was unloaded under PID 1's feet")
+	}
+}
+
+// What may be under way is left to it, and said.
+func TestUnderWayIsUnknownAtTheEnd(t *testing.T) {
+	deaf := false
+	h := on(t, rules, func(h *host) {
+		h.UnderWay = func(context.Context) (bool, error) {
+			if h.is(&deaf) {
+				return false, errors.New("no answer")
+			}
+			return false, nil
+		}
+	})
+	a := h.joins(`{"name":"a"}`)
+	started := h.Start(t)
+	next(t, a.said, `"preparing"`)
+	h.set(&deaf, true)
+	a.vote(1, "preparing", `"ready":false,"reason":"busy"`)
+	next(t, a.said, `"aborted"`)
+	a.vote(1, "aborted", `"ready":true`)
+	if got := next(t, started, "Vetoed"); !strings.Contains(got, "the next kernel is still loaded") || !strings.Contains(got, "no answer") {
+		t.Errorf("%s", got)
+	}
+	if _, err := os.Stat(h.Mark); err != nil || !h.is(&h.loaded) {
+		t.Errorf("the kernel is unloaded, or the next process isn't to look: %v", err)
+	}
+}
+
+// A process that is stopped when it has asked for the switch, and PID 1 has nothing of it.
+func TestStoppedInTheSwitch(t *testing.T) {
+	asked := make(chan struct{})
+	h := on(t, rules, func(h *host) {
+		h.Switch = func(ctx context.Context) error { close(asked); <-ctx.Done(); return ctx.Err() }
+	})
+	a := h.joins(`{"name":"a"}`)
+	h.Start(t)
+	a.ready(1, "preparing", "quiescing")
+	<-asked
+	h.stop()
+	if _, err := os.Stat(h.Mark); err == nil || h.is(&h.loaded) {
+		t.Error("the kernel is still loaded, or the mark is there")
+	}
+}
