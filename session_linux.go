@@ -30,6 +30,8 @@ type Session struct {
 	manifest *fd.FD // nil before Commit
 	// The next PID 1 gives a session that is in two stores to one of them at random.
 	stored, parked bool
+	// storing is set before anything goes to the fd store: some of it may be there though Store failed.
+	storing bool
 }
 
 // heldFile is a file in memory that somebody must hold on to.

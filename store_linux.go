@@ -232,6 +232,7 @@ func (s *Session) storeIn(ctx context.Context, store *systemd.Store) error {
 		return err
 	}
 	defer done()
+	s.storing = true
 	if err := keep(ctx, store, items); err != nil {
 		var noStore *NoStoreError
 		var full *StoreFullError
