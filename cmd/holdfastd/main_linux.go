@@ -9,16 +9,17 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/custody"
+	"github.com/holdfast-project/holdfast/internal/daemon"
 	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/journal"
 	"github.com/holdfast-project/holdfast/internal/orchestrator"
@@ -83,7 +84,7 @@ func main() {
 	// The device takes one at a time. With one processor a request needs no other thread, and the log line is written
 	// once the answer is on its way.
 	runtime.GOMAXPROCS(1)
-	err := run(ctx, log, flush, reload, *listen, &source{dirs, *uidOwners})
+	err := run(ctx, log, flush, reload, *listen, &daemon.Policy{Dirs: dirs, UIDOwners: *uidOwners})
 	if err != nil {
 		log.Error("holdfastd ends", "error", err)
 	}
@@ -93,7 +94,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.Signal, path string, source *source) error {
+func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.Signal, path string, source *daemon.Policy) error {
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		return err
@@ -103,18 +104,18 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 		return err
 	}
 	defer o.Custody.Close()
-	rules, err := source.load(log)
+	rules, err := source.Load(log)
 	if rules == nil {
 		return err
 	}
-	status := "STATUS="
+	status := ""
 	if err != nil {
 		// What the broken files would decide is denied, which is safe, and all else is served.
 		log.Error("the policy is broken: what its broken files would decide is denied", "file", rules.Broken())
-		status += "The policy is broken: " + err.Error()
+		status = "The policy is broken: " + err.Error()
 	}
 	o.SetPolicy(rules)
-	listener, err := listenOn(path)
+	listener, err := daemon.Listen("holdfastd", path)
 	if err != nil {
 		return err
 	}
@@ -123,32 +124,26 @@ func run(ctx context.Context, log *slog.Logger, flush func(), reload <-chan os.S
 		// It serves all the same, since clients shall be told why.
 		log.Warn("sessions can't be had", "reason", err)
 	}
-	if err := systemd.Notify("READY=1\n" + line(status)); err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
-		log.Warn("systemd was not told that holdfastd is ready", "error", err)
-	}
+	daemon.Ready(status, log)
+	var releasing sync.WaitGroup
+	defer releasing.Wait()
 	serving, startOver := context.WithCancel(ctx)
 	defer startOver()
 	if path == "" {
 		o.StartOver = func() {
 			// The new one would not have the old policy any more.
-			if _, err := source.load(nil); err != nil {
+			if _, err := source.Load(nil); err != nil {
 				debug.FreeOSMemory()
 				return
 			}
 			startOver()
 		}
 	}
+	releasing.Go(func() { o.ReleaseUnclaimed(serving) })
 	reloading := make(chan struct{})
 	go func() {
 		defer close(reloading)
-		for {
-			select {
-			case <-reload:
-				source.reload(o, log)
-			case <-serving.Done():
-				return
-			}
-		}
+		source.Follow(serving, reload, o.SetPolicy, log)
 	}()
 	if err := o.Server().Serve(serving, listener); err != nil || ctx.Err() != nil {
 		return err
@@ -190,94 +185,4 @@ func takeCustody(ctx context.Context, device liveupdate.Device, log *slog.Logger
 		log.Warn("PID 1 didn't say what is in the store", "error", err)
 	}
 	return custody.New(device, keeper, handed, log)
-}
-
-// source is where the policy comes from.
-type source struct {
-	dirs      []string
-	uidOwners bool
-}
-
-// load reads the policy, and logs what is wrong with it; log may be nil. Where files are broken there is an error, and
-// the policy denies what they would decide.
-func (s *source) load(log *slog.Logger) (*policy.Policy, error) {
-	rules, err := policy.Load(s.dirs...)
-	if problems, ok := errors.AsType[policy.Problems](err); ok && log != nil {
-		for _, p := range problems {
-			log.Error("the policy has a problem", "at", p.String())
-		}
-	}
-	if s.uidOwners {
-		byUID, err := byUID()
-		if err != nil {
-			return nil, err
-		}
-		rules.UIDOwners = byUID
-	}
-	return rules, err
-}
-
-// reload has the policy that is there now decide, unless there is something wrong with it.
-func (s *source) reload(o *orchestrator.Orchestrator, log *slog.Logger) {
-	tell := func(err error) {
-		if err != nil && !errors.Is(err, systemd.ErrNoNotifySocket) {
-			log.Warn("systemd was not told of the reload", "error", err)
-		}
-	}
-	tell(systemd.NotifyReloading())
-	status := "STATUS="
-	rules, err := s.load(log)
-	if err != nil {
-		log.Error("the policy was not reloaded: the old one stays", "error", err)
-		status += "The policy was not reloaded, the old one stays: " + err.Error()
-	} else {
-		o.SetPolicy(rules)
-		log.Info("reloaded the policy", "files", len(rules.Files()), "rules", rules.Rules())
-	}
-	tell(systemd.Notify("READY=1\n" + line(status)))
-}
-
-// line makes one line of what may be several, for the notify socket, and not too long a one.
-func line(text string) string {
-	return strings.ToValidUTF8(strings.ReplaceAll(text[:min(len(text), 1024)], "\n", "; "), "")
-}
-
-func byUID() (*policy.UIDOwners, error) {
-	own, err := peer.OwnCgroup()
-	if err != nil {
-		return nil, err
-	}
-	overflow, err := peer.OverflowUID()
-	if err != nil {
-		return nil, err
-	}
-	return &policy.UIDOwners{Unit: peer.UnitPath(own), Overflow: overflow}, nil
-}
-
-// listenOn takes the socket from systemd, or makes one.
-func listenOn(path string) (*net.UnixListener, error) {
-	if handed := systemd.ListenFDs(); path == "" && len(handed) > 0 {
-		file := os.NewFile(uintptr(handed[0].Raw), handed[0].Name)
-		defer file.Close()
-		listener, err := net.FileListener(file)
-		if err != nil {
-			return nil, fmt.Errorf("the socket that systemd handed over: %w", err)
-		}
-		if l, ok := listener.(*net.UnixListener); ok {
-			return l, nil
-		}
-		listener.Close()
-		return nil, fmt.Errorf("systemd handed over a socket of %s; holdfastd.socket must have a unix stream socket", listener.Addr().Network())
-	}
-	if path == "" {
-		return nil, errors.New("there is no socket: start it with systemctl start holdfastd.socket holdfastd.service, or with --listen PATH")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	return listener, os.Chmod(path, 0o666)
 }

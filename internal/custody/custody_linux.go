@@ -92,6 +92,9 @@ var (
 // FilesMax is how many files can be parked beside a session: 128, and a manifest.
 const FilesMax = 129
 
+// FileNameMax is the longest name of a file beside a session, in bytes. It becomes part of an FDNAME, which has room for 255.
+const FileNameMax = 144
+
 // File is a file beside a session.
 type File struct {
 	Name string
@@ -129,6 +132,7 @@ type Custody struct {
 	busy    map[string]chan struct{} // kernel names that somebody works on
 	parking map[string]*entry        // those that are being parked
 	left    map[string][]File        // files that came back without their session, by the digest of its kernel name
+	returns []Return
 }
 
 type key struct {

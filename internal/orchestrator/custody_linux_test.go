@@ -40,12 +40,18 @@ type host struct {
 // newHost has a shelf with that many places; 0 is any number.
 func newHost(t *testing.T, places int, p *policy.Policy) *host {
 	t.Helper()
+	return hostOn(t, &custodytest.Shelf{Max: places}, p, nil)
+}
+
+// hostOn takes over what is on the shelf. bootTime may be nil.
+func hostOn(t *testing.T, shelf *custodytest.Shelf, p *policy.Policy, bootTime func() int64) *host {
+	t.Helper()
 	cgroups, err := peer.FindCgroups()
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{&Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}, &custodytest.Shelf{Max: places}, nil, nil}
-	if h.Custody, err = custody.New(h.Device, h.shelf, nil, h.Log); err != nil {
+	h := &host{&Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler), bootTime: bootTime}, shelf, nil, nil}
+	if h.Custody, err = custody.New(h.Device, h.shelf, shelf.Handed(t), h.Log); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(h.Custody.Close)

@@ -50,8 +50,8 @@ func TestListAllHasTheStores(t *testing.T) {
 	}
 	const foreign = `{"kernelName":"somebody-elses","direction":"outgoing","parked":false,"foreign":true,"holders":[`
 	const all = `{"sessions":[` +
-		`{"name":"ram","kernelName":"` + ram + `","direction":"outgoing","parked":false,"foreign":false,"holders":[{"pid":1,"unit":"vmm.service"}]},` +
-		`{"name":"ram","kernelName":"` + ram + `","direction":"incoming","parked":false,"foreign":false,"holders":[{"pid":1,"unit":"vmm.service"}]},` +
+		`{"name":"ram","owner":"/vmm.service","kernelName":"` + ram + `","direction":"outgoing","parked":false,"foreign":false,"holders":[{"pid":1,"unit":"vmm.service"}]},` +
+		`{"name":"ram","owner":"/vmm.service","kernelName":"` + ram + `","direction":"incoming","parked":false,"foreign":false,"holders":[{"pid":1,"unit":"vmm.service"}]},` +
 		foreign + `{"pid":1,"unit":"thief.service"},{"pid":1,"unit":"vmm.service"}]}]}`
 	if got := list(map[string]bool{"all": true}); got != all {
 		t.Errorf("List with all:\n%s\nwant\n%s", got, all)

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,6 +21,7 @@ import (
 	"github.com/holdfast-project/holdfast/internal/fd"
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/places"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/varlink"
@@ -38,30 +38,10 @@ const (
 
 	// connectionsPerUnit bounds what one unit can take of the server's 4,096 connections.
 	connectionsPerUnit = 2048
-	// connectionsPerUser and connectionsOfUsers do so for what isn't root's, which gets no sessions anyway.
-	connectionsPerUser = 64
-	connectionsOfUsers = 1024
 
-	// crowd is how many connections at once leave something behind in Go's runtime.
-	crowd = 128
+	// crowded is how many connections at once leave something behind in Go's runtime.
+	crowded = 128
 )
-
-// place is what connections are counted by.
-type place struct {
-	name string // the outermost unit; below user.slice the user's slice, since a user makes units without end
-	root bool
-}
-
-func placeOf(id peer.Identity) place {
-	p := place{name: peer.Outermost(id.Cgroup), root: id.UID == 0}
-	if rest, below := strings.CutPrefix(id.Cgroup, "/user.slice/"); below {
-		p.name, _, _ = strings.Cut(rest, "/")
-	}
-	if p.name == "" || !p.root {
-		p.name = fmt.Sprintf("%s uid %d", p.name, id.UID)
-	}
-	return p
-}
 
 // Orchestrator hands out sessions. Its fields must not be changed once it serves; SetPolicy may be called at any time.
 type Orchestrator struct {
@@ -77,8 +57,13 @@ type Orchestrator struct {
 	StartOver func()
 
 	// policy is what each request looks at once, so that it sees one and the same.
-	policy atomic.Pointer[policy.Policy]
-	rates  rates
+	policy  atomic.Pointer[policy.Policy]
+	change  chan struct{}
+	changed sync.Once // of change: that it is made
+	rates   rates
+	owners  owners
+
+	bootTime func() int64 // custody.BootTime unless it is set: machines that are emulated share the clock of this one
 
 	// nameMax is what the running kernel allows, once it was asked; it can't change under a running daemon.
 	nameMax struct {
@@ -93,16 +78,22 @@ type Orchestrator struct {
 		closed map[string]chan struct{}
 	}
 
-	connections struct {
+	connections places.Connections
+	crowd       struct {
 		sync.Mutex
-		total, users, most int
-		places             map[place]int
-		idle               *time.Timer
+		now, most int
+		idle      *time.Timer
 	}
 }
 
 // SetPolicy has the requests from now on decided by p. Before the first one, the built-in rule is all there is.
-func (o *Orchestrator) SetPolicy(p *policy.Policy) { o.policy.Store(p) }
+func (o *Orchestrator) SetPolicy(p *policy.Policy) {
+	o.policy.Store(p)
+	select {
+	case o.policyChanged() <- struct{}{}:
+	default: // it is to be looked at already
+	}
+}
 
 func (o *Orchestrator) currentPolicy() *policy.Policy {
 	if p := o.policy.Load(); p != nil {
@@ -145,60 +136,49 @@ func (o *Orchestrator) admit(conn *net.UnixConn) (any, func(), error) {
 		process.Close()
 		return nil, nil, visible("", err)
 	}
-	p := placeOf(id)
-	if !o.enter(p) {
+	from := places.Of(id)
+	if !o.connections.Enter(from, connectionsPerUnit) {
 		process.Close()
-		o.Log.Warn("refused a connection", "from", p.name, "pid", id.PID, "uid", id.UID, "reason", "too many")
-		return nil, nil, notPermitted("there are too many connections of "+p.name, policy.BuiltIn)
+		o.Log.Warn("refused a connection", "from", from.Name, "pid", id.PID, "uid", id.UID, "reason", "too many")
+		return nil, nil, notPermitted("there are too many connections of "+from.Name, policy.BuiltIn)
 	}
+	o.arrived()
 	return process, func() {
 		process.Close()
-		o.leave(p)
+		o.connections.Leave(from)
+		o.left()
 	}, nil
 }
 
-func (o *Orchestrator) enter(p place) bool {
-	c := &o.connections
+// arrived counts a connection that was let in.
+func (o *Orchestrator) arrived() {
+	c := &o.crowd
 	c.Lock()
 	defer c.Unlock()
-	if c.places == nil {
-		c.places = map[place]int{}
+	if c.idle == nil {
 		c.idle = time.AfterFunc(time.Hour, o.idle)
 	}
-	if p.root && c.places[p] >= connectionsPerUnit || !p.root && (c.places[p] >= connectionsPerUser || c.users >= connectionsOfUsers) {
-		return false
-	}
-	c.places[p]++
-	if !p.root {
-		c.users++
-	}
-	c.total++
-	c.most = max(c.most, c.total)
 	c.idle.Stop()
-	return true
+	c.now++
+	c.most = max(c.most, c.now)
 }
 
-func (o *Orchestrator) leave(p place) {
-	c := &o.connections
+// left counts one that has gone.
+func (o *Orchestrator) left() {
+	c := &o.crowd
 	c.Lock()
 	defer c.Unlock()
-	if c.places[p]--; c.places[p] == 0 {
-		delete(c.places, p)
-	}
-	if !p.root {
-		c.users--
-	}
-	if c.total--; c.total == 0 {
+	if c.now--; c.now == 0 {
 		c.idle.Reset(time.Second)
 	}
 }
 
 // idle gives the memory back to the host that connections have taken, when there are none.
 func (o *Orchestrator) idle() {
-	c := &o.connections
+	c := &o.crowd
 	c.Lock()
 	// What is parked would have to be handed back, and only PID 1 does that.
-	startOver := o.StartOver != nil && c.total == 0 && c.most >= crowd && o.Custody.Empty()
+	startOver := o.StartOver != nil && c.now == 0 && c.most >= crowded && o.Custody.Empty()
 	c.Unlock()
 	if startOver {
 		o.StartOver()
@@ -216,6 +196,8 @@ type session struct {
 	Parked     bool   `json:"parked"`
 	Foreign    bool   `json:"foreign"`
 	Claimed    *bool  `json:"claimed,omitempty"`
+
+	ReleaseBootUSec int64 `json:"releaseBootUSec,omitempty"`
 
 	Holders []holder `json:"holders,omitempty"`
 }
@@ -444,6 +426,10 @@ func (o *Orchestrator) identify(ctx context.Context, call *varlink.Call) (*varli
 	reply.Session.Parked, reply.Session.Claimed = o.parked(asked.Name(), direction)
 	if ok && who.owner != "" && digest == name.Digest(who.owner) {
 		reply.Session.Owner, reply.Yours = who.owner, true
+		if direction == liveupdate.Incoming {
+			// From its own fd store, which the library asks about first.
+			o.Custody.Returned(asked.Name(), who.owner, false, "")
+		}
 	}
 	return &varlink.Reply{Parameters: reply}, nil
 }

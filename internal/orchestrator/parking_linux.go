@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-project/holdfast/internal/custody"
@@ -25,10 +26,6 @@ type file struct {
 	Name           string `json:"name"`
 	FileDescriptor int    `json:"fileDescriptor"`
 }
-
-// fileNameMax is the longest name of a file beside a session, in bytes. It becomes part of an FDNAME, which has room for
-// 255.
-const fileNameMax = 144
 
 // park keeps a session and its files for their owner.
 func (o *Orchestrator) park(ctx context.Context, call *varlink.Call) (*varlink.Reply, error) {
@@ -113,7 +110,7 @@ func takeFiles(call *varlink.Call, in *[]file) (files []custody.File, err error)
 	names := map[string]bool{}
 	for i, f := range *in {
 		parameter := fmt.Sprintf("files[%d]", i)
-		if name.Check(f.Name, fileNameMax) != nil || names[f.Name] {
+		if name.Check(f.Name, custody.FileNameMax) != nil || names[f.Name] {
 			return files, varlink.InvalidParameter(parameter + ".name")
 		}
 		names[f.Name] = true
@@ -195,6 +192,7 @@ func (o *Orchestrator) reclaim(ctx context.Context, call *varlink.Call) (*varlin
 	}
 	if lent.Direction == liveupdate.Incoming {
 		reply.Memory = o.room(who)
+		o.Custody.Returned(kernelName, who.owner, false, "")
 	}
 	fds := []*fd.FD{fd.New(lent.Session.Disown())}
 	for _, f := range lent.Files {
@@ -254,6 +252,13 @@ func (o *Orchestrator) release(ctx context.Context, call *varlink.Call) (*varlin
 	if err != nil {
 		return nil, o.refuse(who, portion, err)
 	}
+	if released == liveupdate.Incoming {
+		owner := who.owner
+		if in.KernelName != nil {
+			owner = ""
+		}
+		o.Custody.Returned(kernelName, owner, true, "")
+	}
 	o.Log.Info("released a session", who.fields("name", portion, "kernelName", kernelName, "direction", released, "rule", who.grant.Rule)...)
 	return &varlink.Reply{}, nil
 }
@@ -297,6 +302,7 @@ func (o *Orchestrator) list(ctx context.Context, call *varlink.Call) (*varlink.R
 	if all {
 		o.addStores(ctx, &found)
 	}
+	unclaimed := o.Custody.Unclaimed()
 	sessions := []session{}
 	for _, f := range found.Sessions {
 		digest, portion, ours := name.Parse(f.KernelName)
@@ -306,20 +312,44 @@ func (o *Orchestrator) list(ctx context.Context, call *varlink.Call) (*varlink.R
 		}
 		p, isParked := parked[f]
 		s := session{Name: portion, KernelName: f.KernelName, Direction: f.Direction.String(), Parked: isParked, Foreign: !ours}
-		if mine {
+		switch {
+		case mine:
 			s.Owner = who.owner
+		case ours:
+			s.Owner = o.owners.ofSession(f, digest, o.currentPolicy())
 		}
 		if isParked && p.Direction == liveupdate.Incoming {
 			s.Claimed = &p.Claimed
+			if slices.Contains(unclaimed, f.KernelName) {
+				s.ReleaseBootUSec, _ = o.releaseAt(f.KernelName)
+			}
 		}
 		for _, h := range f.Holders {
 			s.Holders = append(s.Holders, holder{h.PID, h.Unit})
 		}
 		sessions = append(sessions, s)
 	}
-	return &varlink.Reply{Parameters: struct {
-		Sessions []session `json:"sessions"`
-	}{sessions}}, nil
+	reply := struct {
+		Sessions []session  `json:"sessions"`
+		Returns  []returned `json:"returns,omitempty"`
+	}{Sessions: sessions}
+	if all {
+		for _, r := range o.Custody.Returns() {
+			_, portion, _ := name.Parse(r.KernelName)
+			reply.Returns = append(reply.Returns, returned{portion, r.Owner, r.KernelName, r.Released, r.BootUSec, r.Rule})
+		}
+	}
+	return &varlink.Reply{Parameters: reply}, nil
+}
+
+// returned is io.holdfast.Sessions.Return.
+type returned struct {
+	Name       string `json:"name"`
+	Owner      string `json:"owner,omitempty"`
+	KernelName string `json:"kernelName"`
+	Released   bool   `json:"released"`
+	BootUSec   int64  `json:"bootUSec"`
+	Rule       string `json:"rule,omitempty"`
 }
 
 // addStores adds what PID 1 tells of its fd stores. Processes' descriptors can't be looked at without privileges, nor can

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/holdfast-project/holdfast/internal/name"
 )
 
 // Dirs are where holdfastd looks for policies: a file in the first one masks that of the same name in the second.
@@ -73,7 +75,9 @@ type loading struct {
 	rules    int
 }
 
-func newLoading() *loading { return &loading{policy: &Policy{}, names: map[string]string{}} }
+func newLoading() *loading {
+	return &loading{policy: &Policy{named: map[string]string{}}, names: map[string]string{}}
+}
 
 func (l *loading) result() (*Policy, error) {
 	if l.problems == nil {
@@ -114,6 +118,12 @@ func (l *loading) add(path string, data []byte) {
 	}
 	l.rules += len(f.rules)
 	l.policy.rules = append(l.policy.rules, f.rules...)
+	l.policy.unclaimed = append(l.policy.unclaimed, f.unclaimed...)
+	for i := range f.rules {
+		for _, owner := range f.rules[i].owners() {
+			l.policy.named[name.Digest(owner)] = owner
+		}
+	}
 }
 
 // list returns the names of a directory's policies.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os/user"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -57,6 +58,8 @@ type file struct {
 	parser   unstable.Parser
 	problems Problems
 	rules    []rule
+	// unclaimed is what the rules say of unclaimed sessions, and last what the file itself does.
+	unclaimed []unclaimed
 }
 
 // parse reads a file's rules. All that is wrong is in the file's problems.
@@ -79,9 +82,13 @@ func parse(path string, data []byte) *file {
 	}
 	f.parser.Reset(data)
 	var table *table
+	own := unclaimed{rule: filepath.Base(path)}
 	finish := func() {
 		if table != nil {
 			f.rules = append(f.rules, table.rule())
+			if said := table.said(); said != nil {
+				f.unclaimed = append(f.unclaimed, *said)
+			}
 		}
 	}
 	for f.parser.NextExpression() {
@@ -99,12 +106,16 @@ func parse(path string, data []byte) *file {
 			table = newTable(f, first)
 		case node.Kind == unstable.KeyValue && table != nil:
 			table.set(name, first, node.Value())
+		case node.Kind == unstable.KeyValue && unclaimedKeys[name] != nil:
+			f.setPeriod(&own, name, node.Value())
 		default:
-			f.problem(&first, "%q is unknown; a policy is made of [[rule]], each followed by its keys: %s", name, strings.Join(slices.Sorted(maps.Keys(keys)), ", "))
+			f.problem(&first, "%q is unknown; a policy is made of [[rule]], each followed by its keys: %s; before them there may be %s", name,
+				strings.Join(slices.Sorted(maps.Keys(keys)), ", "), strings.Join(slices.Sorted(maps.Keys(unclaimedKeys)), ", "))
 			return f // each key below it would be a problem too
 		}
 	}
 	finish()
+	f.unclaimed = append(f.unclaimed, own)
 	return f
 }
 
@@ -127,6 +138,8 @@ type table struct {
 	allow   *bool
 	maximum *int64
 	limited *Rate
+
+	unclaimed unclaimed
 }
 
 func newTable(f *file, head unstable.Node) *table {
@@ -149,6 +162,9 @@ var keys = map[string]func(t *table, key, value *unstable.Node){
 	},
 	"list-all": func(t *table, _, value *unstable.Node) { t.made.listAll = deref(t.boolean(value)) },
 	"required": func(t *table, _, value *unstable.Node) { t.made.required = deref(t.boolean(value)) },
+
+	"reclaim-within":          func(t *table, _, value *unstable.Node) { t.setPeriod(&t.unclaimed, "reclaim-within", value) },
+	"release-unclaimed-after": func(t *table, _, value *unstable.Node) { t.setPeriod(&t.unclaimed, "release-unclaimed-after", value) },
 }
 
 func (t *table) set(name string, key unstable.Node, value *unstable.Node) {

@@ -53,8 +53,10 @@ type Policy struct {
 	// UIDOwners, unless nil, lets processes outside any unit have sessions too.
 	UIDOwners *UIDOwners
 
-	rules []rule
-	files []string
+	rules     []rule
+	files     []string
+	unclaimed []unclaimed
+	named     map[string]string // owners that rules name outright, by their digests
 }
 
 // Files are those that the rules came from, in their order.
