@@ -24,9 +24,12 @@ import (
 	"github.com/holdfast-project/holdfast/internal/fdname"
 	"github.com/holdfast-project/holdfast/internal/inventory"
 	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/internal/oneline"
 	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
+	"github.com/holdfast-project/holdfast/internal/reconcile"
 	"github.com/holdfast-project/holdfast/internal/systemd"
+	"github.com/holdfast-project/holdfast/internal/timeline"
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
 
@@ -48,7 +51,8 @@ those whose rule of the policy gives list-all.
 What needs looking after has a "!" in front, and a sentence below the table:
 
   unclaimed     it came from the previous kernel, and nobody has claimed it. Its memory
-                stays taken until somebody does, or releases it
+                stays taken until somebody does, or releases it, or the policy has it
+                released (release-unclaimed-after), which it says
   inTwoStores   it is in the fd stores of two units, or in one and parked: the next
                 kernel's systemd gives it to one of the two at random
 
@@ -60,7 +64,8 @@ Exit status: 0, also if there are none, or some have problems; 1 if it can't be 
 for wrong usage.
 
 With --json it prints sessions, each with kernelName, parked, foreign, and where there
-is one name, owner, direction and claimed. With --all, besides, digest; holders, each
+is one name, owner, direction, claimed, and releaseBootUSec, when the policy has an
+unclaimed one released, in microseconds on CLOCK_BOOTTIME. With --all, besides, digest; holders, each
 with pid, unit, and fdstore where PID 1 has it in that unit's store; problems, in the
 words above; and next to sessions unseen, each with what, text, and pids where it is
 about processes.`
@@ -102,7 +107,7 @@ func listOwn(ctx context.Context, out io.Writer, asJSON bool) error {
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(table, "NAME\tOWNER\tKERNEL NAME\tDIRECTION\tCLAIMED")
 	for _, s := range list.Sessions {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, "-"), cmp.Or(s.Owner, "-"), s.KernelName, s.Direction, yesNo(s.Claimed))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", oneline.Of(cmp.Or(s.Name, "-")), oneline.Of(cmp.Or(s.Owner, "-")), printable(s.KernelName), oneline.Of(s.Direction), yesNo(s.Claimed))
 	}
 	return table.Flush()
 }
@@ -114,16 +119,18 @@ type inventoryJSON struct {
 }
 
 type listedJSON struct {
-	Name       string       `json:"name,omitempty"`
-	Owner      string       `json:"owner,omitempty"`
-	Digest     string       `json:"digest,omitempty"`
-	KernelName string       `json:"kernelName"`
-	Direction  string       `json:"direction,omitempty"`
-	Parked     bool         `json:"parked"`
-	Foreign    bool         `json:"foreign"`
-	Claimed    *bool        `json:"claimed,omitempty"`
-	Holders    []holderJSON `json:"holders"`
-	Problems   []string     `json:"problems"`
+	Name       string `json:"name,omitempty"`
+	Owner      string `json:"owner,omitempty"`
+	Digest     string `json:"digest,omitempty"`
+	KernelName string `json:"kernelName"`
+	Direction  string `json:"direction,omitempty"`
+	Parked     bool   `json:"parked"`
+	Foreign    bool   `json:"foreign"`
+	Claimed    *bool  `json:"claimed,omitempty"`
+	// ReleaseBootUSec is when the policy has an unclaimed one released, on CLOCK_BOOTTIME.
+	ReleaseBootUSec int64        `json:"releaseBootUSec,omitempty"`
+	Holders         []holderJSON `json:"holders"`
+	Problems        []string     `json:"problems"`
 }
 
 type holderJSON struct {
@@ -245,6 +252,7 @@ func (l *survey) addParked(told []sessionJSON) {
 	l.parked = map[*inventory.Session]sessionJSON{}
 	l.owners = owners{}
 	for _, t := range told {
+		l.owners.add(t.Owner)
 		known := slices.ContainsFunc(l.Sessions, func(s *inventory.Session) bool { return s.KernelName == t.KernelName })
 		if known && !t.Parked {
 			continue
@@ -264,7 +272,6 @@ func (l *survey) addParked(told []sessionJSON) {
 		if t.Parked {
 			l.parked[s] = t
 		}
-		l.owners.add(t.Owner)
 	}
 }
 
@@ -293,6 +300,12 @@ func (l *survey) findOwners(ctx context.Context) {
 	for _, s := range l.Sessions {
 		for _, unit := range s.Stores() {
 			l.owners.add("/" + unit)
+		}
+	}
+	if s := lookAtUpdate(ctx); s != nil {
+		// It has asked before the update, when they still ran.
+		for _, o := range s.Outcomes {
+			l.owners.add(o.Owner)
 		}
 	}
 	unknown := l.unknown()
@@ -345,6 +358,7 @@ func (l *survey) list(ctx context.Context) *inventoryJSON {
 				j.Claimed = &claimed
 			}
 			if !*j.Claimed {
+				j.ReleaseBootUSec = told.ReleaseBootUSec
 				j.Problems = append(j.Problems, unclaimed)
 			}
 		} else if len(s.Stores()) > 1 {
@@ -373,8 +387,8 @@ func (l *inventoryJSON) print(out io.Writer) error {
 		if s.Foreign {
 			owner = "foreign"
 		}
-		fmt.Fprintf(table, "%s %s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, cmp.Or(s.Name, "-"), cmp.Or(owner, "digest "+s.Digest), printable(s.KernelName),
-			cmp.Or(s.Direction, "unknown"), yesNo(&s.Parked), yesNo(s.Claimed), cmp.Or(s.heldBy(), "-"))
+		fmt.Fprintf(table, "%s %s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, oneline.Of(cmp.Or(s.Name, "-")), oneline.Of(cmp.Or(owner, "digest "+s.Digest)), printable(s.KernelName),
+			cmp.Or(s.Direction, "unknown"), yesNo(&s.Parked), yesNo(s.Claimed), oneline.Of(cmp.Or(s.heldBy(), "-")))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -390,13 +404,13 @@ func (l *inventoryJSON) print(out io.Writer) error {
 	separate := "\n"
 	for _, s := range l.Sessions {
 		for _, p := range s.Problems {
-			fmt.Fprintf(&text, "%s! %s: %s.\n", separate, printable(s.KernelName), s.explain(p))
+			fmt.Fprintf(&text, "%s! %s: %s.\n", separate, printable(s.KernelName), oneline.Of(s.explain(p)))
 			separate = ""
 		}
 	}
 	fmt.Fprint(&text, "\nNot seen:\n")
 	for _, u := range l.Unseen {
-		fmt.Fprintf(&text, "  %s\n", u.Text)
+		fmt.Fprintf(&text, "  %s\n", oneline.Of(u.Text))
 	}
 	_, err := out.Write(text.Bytes())
 	return err
@@ -440,8 +454,12 @@ func (s *listedJSON) explain(problem string) string {
 		return fmt.Sprintf("it is in the fd stores of %s, and the next kernel's systemd gives it to one of them at random; take it out of all but one",
 			strings.Join(s.stores(), " and of "))
 	case s.Parked:
-		return fmt.Sprintf("%s has not claimed it since the update; start it, or free the memory by holdfast release --kernel-name %s --direction incoming",
+		text := fmt.Sprintf("%s has not claimed it since the update; start it, or free the memory by holdfast release --kernel-name %s --direction incoming",
 			cmp.Or(s.Owner, "its owner"), s.KernelName)
+		if s.ReleaseBootUSec > 0 {
+			text += "; the policy has it released in " + reconcile.In(time.Duration(s.ReleaseBootUSec)*time.Microsecond-timeline.Now())
+		}
+		return text
 	case len(s.stores()) > 0:
 		unit := s.stores()[0]
 		if s.Owner != "" && s.Owner != "/"+unit {

@@ -13,8 +13,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-project/holdfast/internal/inventory"
+	"github.com/holdfast-project/holdfast/internal/timeline"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 	"github.com/holdfast-project/holdfast/liveupdate"
 	"github.com/holdfast-project/holdfast/luosim"
@@ -141,6 +143,23 @@ func TestWhatStandsOut(t *testing.T) {
 				t.Errorf("%d lines are marked, of %d; want %q in\n%s", marks, want, c.says, out.String())
 			}
 		})
+	}
+}
+
+// What the policy is about to release says so, before it does.
+func TestListSaysWhatWillBeReleased(t *testing.T) {
+	session := inventory.Session{KernelName: "h1-ok2ohkddat64npei.ram", Direction: liveupdate.Incoming}
+	survey := surveyOf(map[string]bool{session.KernelName: false}, &session)
+	told := survey.parked[&session]
+	told.ReleaseBootUSec = (timeline.Now() + 49*time.Hour + 30*time.Minute).Microseconds()
+	survey.parked[&session] = told
+	list := survey.list(t.Context())
+	var out bytes.Buffer
+	if err := list.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "--direction incoming; the policy has it released in 2d1h.\n") || list.Sessions[0].ReleaseBootUSec != told.ReleaseBootUSec {
+		t.Errorf("%+v\n%s", list.Sessions[0], out.String())
 	}
 }
 

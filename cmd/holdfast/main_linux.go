@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/oneline"
 	"github.com/holdfast-project/holdfast/internal/version"
 )
 
@@ -25,10 +26,12 @@ back from the new kernel. Sessions are handed out by holdfastd, which works out
 from the caller's cgroup whose they are, and keeps them for programs without an
 fd store of their own.
 
-Exit status: 0 done, 1 failed, 2 wrong usage.
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 blocked by what check finds,
+4 vetoed or timed out.
 
 Environment:
-  HOLDFAST_ADDRESS   the socket of holdfastd, default ` + holdfast.Address
+  HOLDFAST_ADDRESS          the socket of holdfastd, default ` + holdfast.Address + `
+  HOLDFAST_UPDATE_ADDRESS   that of holdfast-updated, default ` + holdfast.UpdateAddress
 
 const example = `  holdfast status
   systemd-run --unit=cache -p FileDescriptorStoreMax=16 -p FileDescriptorStorePreserve=yes \
@@ -36,7 +39,11 @@ const example = `  holdfast status
   holdfast identify --fd 3
   holdfast park ram --file data=4
   holdfast reclaim ram -- /usr/bin/cache
-  holdfast policy explain --unit cache.service ram`
+  holdfast policy explain --unit cache.service ram
+  holdfast check /boot/vmlinuz-7.3.4
+  holdfast load --entry debian-7.3.4
+  holdfast update --dry-run
+  holdfast update /boot/vmlinuz-7.3.4`
 
 // exitError ends the program with a status of its own.
 type exitError struct {
@@ -55,7 +62,9 @@ func main() {
 	}
 	root.SetVersionTemplate("holdfast {{.Version}}\n")
 	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(),
-		parkCommand(), reclaimCommand(), releaseCommand(), listCommand(), policyCommand(), versionCommand())
+		parkCommand(), reclaimCommand(), releaseCommand(), listCommand(),
+		checkCommand(), loadCommand(), unloadCommand(), updateCommand(), cancelCommand(), waitCommand(), reportCommand(fetchReport),
+		quiesceCommand(), policyCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	// It runs once arguments and flags have been found right: what fails before it is wrong usage.
 	understood := false
@@ -83,7 +92,7 @@ func main() {
 	case errors.As(err, &exit):
 		status = exit.status
 	}
-	fmt.Fprintln(os.Stderr, "holdfast: "+strings.ReplaceAll(text, "\n", "; "))
+	fmt.Fprintln(os.Stderr, "holdfast: "+oneline.Of(strings.ReplaceAll(text, "\n", "; ")))
 	os.Exit(status)
 }
 

@@ -113,6 +113,13 @@ func TestUsage(t *testing.T) {
 		{"park x --file =4", "it is empty"},
 		{"park x --file ../data=4", "it must start with a letter or a digit"},
 		{"park x --file data=4 --file data=5", `two files "data"`},
+		{"update", "say --yes"},
+		{"update a b --yes", `"b" is too many`},
+		{"update --yes --timeout -1s", "--timeout"},
+		{"cancel now", "now"},
+		{"wait", "--settled"},
+		{"wait --settled x", `"x" is too many`},
+		{"wait --settled -t -1s", "-t"},
 		{"reclaim", "NAME"},
 		{"reclaim -- true", "NAME"},
 		{"reclaim x", `a COMMAND after "--"`},
@@ -125,6 +132,15 @@ func TestUsage(t *testing.T) {
 		{"release --kernel-name ram", `"ram" is no kernel name`},
 		{"release x --direction Incoming", "incoming or outgoing"},
 		{"list x", "x"},
+		{"check x y", `"y" is too many`},
+		{"check --cmdline x", "there is none"},
+		{"check x --entry y", "not both"},
+		{"check x --entry=", "--entry is empty"},
+		{"load", "a KERNEL is missing"},
+		{"load x y", `"y" is too many`},
+		{"load x --cmdline y --reuse-cmdline", "not both"},
+		{"load x --entry y", "not both"},
+		{"unload x", "x"},
 		{"policy", "a command is missing; see holdfast policy --help"},
 		{"policy nonsense", "nonsense"},
 		{"policy explain", "one of --pid, --unit and --cgroup; see holdfast policy explain --help"},
@@ -150,7 +166,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, name := range []string{"", "status", "acquire", "identify", "park", "reclaim", "release", "list", "policy", "policy check", "policy explain", "version"} {
+	for _, name := range []string{"", "status", "acquire", "identify", "park", "reclaim", "release", "list", "check", "load", "unload", "policy", "policy check", "policy explain", "version"} {
 		r := tool(t, nowhere, strings.Fields(name+" --help")...)
 		if r.status != 0 || r.stderr != "" || !strings.Contains(r.stdout, "Examples:\n  ") {
 			t.Errorf("holdfast %s --help: exit status %d, stderr %q, stdout without an example:\n%s", name, r.status, r.stderr, r.stdout)

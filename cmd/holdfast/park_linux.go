@@ -28,9 +28,6 @@ import (
 const (
 	keepTimeout    = 90 * time.Second
 	reclaimTimeout = 90 * time.Second // longer than holdfastd waits for the device and for PID 1
-
-	// fileNameMax is how long holdfastd takes names of files.
-	fileNameMax = 144
 )
 
 const longPark = `Gives holdfastd a copy of a session, and of the files in it, to keep until the update.
@@ -131,6 +128,8 @@ type sessionJSON struct {
 	Foreign    bool   `json:"foreign"`
 	Claimed    *bool  `json:"claimed,omitempty"`
 
+	ReleaseBootUSec int64 `json:"releaseBootUSec,omitempty"`
+
 	Holders []struct {
 		PID  int    `json:"pid"`
 		Unit string `json:"unit"`
@@ -186,7 +185,7 @@ func parseFiles(given []string) (files []numbered, err error) {
 		case seen[n]:
 			return nil, fmt.Errorf("there are two files %q", n)
 		}
-		if err := name.Check(n, fileNameMax); err != nil {
+		if err := name.Check(n, custody.FileNameMax); err != nil {
 			return nil, fmt.Errorf("--file %q: %w", text, err)
 		}
 		seen[n] = true

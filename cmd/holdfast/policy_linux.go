@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	naming "github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/internal/peer"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
@@ -45,6 +47,12 @@ and may have, besides,
   list-all = true                # may see every session
   required = true                # an update waits for it
   allow    = false               # no sessions, instead of all this
+  reclaim-within = "10m"         # how long its owner has for a session after an update
+  release-unclaimed-after = "7d" # of what is parked, if nobody claims it; or "never"
+
+The last two need an owner without {name}, or a cgroup that leaves nothing open, since
+a session that nobody claims says no more than its owner's digest. Before the first
+[[rule]] of a file they are for everybody of whom no rule says it.
 
 In a cgroup, * is anything but /, # a number, {name} a part of a unit's name to be used
 in the owner; with {name:unescaped}, \x2d becomes - there. It is the path up to the
@@ -55,7 +63,7 @@ const examplePolicy = `  holdfast policy check && systemctl reload holdfastd
 
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Check the policy, and say what it decides", Long: longPolicy, Example: examplePolicy, Args: cobra.NoArgs}
-	cmd.AddCommand(checkCommand(), explainCommand())
+	cmd.AddCommand(policyCheckCommand(), explainCommand())
 	return cmd
 }
 
@@ -69,20 +77,20 @@ Exit status: 0 if nothing is wrong, 1 if something is, 2 for wrong usage.
 With --json: ok; files, those that were read; rules, their number; problems, each with
 file, line, column and what.`
 
-func checkCommand() *cobra.Command {
+func policyCheckCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "check [DIRECTORY|FILE]...", Short: "Say what is wrong with the policy", Long: longCheck, DisableFlagsInUseLine: true,
 		Example: "  holdfast policy check\n  holdfast policy check new.toml",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return check(cmd.OutOrStdout(), args, asJSON)
+			return checkPolicy(cmd.OutOrStdout(), args, asJSON)
 		},
 	}
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
-func check(out io.Writer, args []string, asJSON bool) error {
+func checkPolicy(out io.Writer, args []string, asJSON bool) error {
 	var dirs, files []string
 	for _, arg := range args {
 		info, err := os.Stat(arg)
@@ -155,7 +163,8 @@ Exit status: 0 if sessions may be had, 1 if not, 2 for wrong usage.
 
 With --json: allowed; reason where not; rule; owner; cgroup, with where it is from; uid;
 steps, the rules that were looked at, each with rule, at, decides and why; and where
-allowed maxParked, rate, names, delegate, listAll, required.`
+allowed maxParked, rate, names, delegate, listAll, required; and where the policy says so
+reclaimWithin, releaseUnclaimedAfter, of the owner's sessions.`
 
 const exampleExplain = `  holdfast policy explain --pid 4711
   holdfast policy explain --unit vmm.service ram
@@ -179,6 +188,10 @@ type explained struct {
 	Delegate  []string `json:"delegate,omitempty"`
 	ListAll   bool     `json:"listAll,omitempty"`
 	Required  bool     `json:"required,omitempty"`
+
+	// How long a session of the owner's may wait after an update, as the policy writes it.
+	ReclaimWithin         string `json:"reclaimWithin,omitempty"`
+	ReleaseUnclaimedAfter string `json:"releaseUnclaimedAfter,omitempty"`
 }
 
 func explainCommand() *cobra.Command {
@@ -249,6 +262,15 @@ func explainPolicy(cmd *cobra.Command, id peer.Identity, from, name string, dirs
 		e.MaxParked, e.Rate, e.Names, e.Delegate = &g.MaxParked, g.Rate.String(), g.Names(), g.Delegate()
 		e.ListAll, e.Required = g.ListAll, g.Required
 	}
+	if e.Owner != "" {
+		u := p.Unclaimed(naming.Kernel(e.Owner, cmp.Or(name, "any")))
+		if u.ReclaimWithin > 0 {
+			e.ReclaimWithin = policy.Period(u.ReclaimWithin)
+		}
+		if u.ReleaseAfter > 0 {
+			e.ReleaseUnclaimedAfter = policy.Period(u.ReleaseAfter)
+		}
+	}
 	if err != nil {
 		e.Reason = err.Error()
 	}
@@ -308,6 +330,12 @@ func (e *explained) print(w io.Writer) error {
 		if e.Required {
 			fmt.Fprint(table, "update\twaits for it\n")
 		}
+	}
+	if e.ReclaimWithin != "" {
+		fmt.Fprintf(table, "reclaim\twithin %s of an update\n", e.ReclaimWithin)
+	}
+	if e.ReleaseUnclaimedAfter != "" {
+		fmt.Fprintf(table, "unclaimed\treleased %s after the kernel's start\n", e.ReleaseUnclaimedAfter)
 	}
 	if e.Allowed {
 		fmt.Fprintf(table, "sessions\tcan be had\n")

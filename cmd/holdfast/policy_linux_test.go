@@ -157,6 +157,24 @@ func TestPolicyExplain(t *testing.T) {
 	}
 }
 
+// What is known of sessions that nobody claims is said of the owner, whatever its rule.
+func TestExplainUnclaimed(t *testing.T) {
+	dir := policyDir(t, map[string]string{"x.toml": "reclaim-within = '90m'\n[[rule]]\nname = 'kept'\ncgroup = '/system.slice/vmm.service'\nuid = 0\nrelease-unclaimed-after = '7d'\n"})
+	for cgroup, want := range map[string]string{
+		"/system.slice/vmm.service": "reclaim     within 90m of an update\nunclaimed   released 7d after the kernel's start\n",
+		"/system.slice/x.service":   "reclaim    within 90m of an update\nsessions ",
+	} {
+		if r := tool(t, nowhere, "policy", "explain", "--policy", dir, "--cgroup", cgroup); r.status != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("%q isn't in %+v", want, r)
+		}
+	}
+	var e struct{ ReclaimWithin, ReleaseUnclaimedAfter string }
+	r := tool(t, nowhere, "policy", "explain", "--policy", dir, "--cgroup", "/system.slice/vmm.service", "--json")
+	if err := json.Unmarshal([]byte(r.stdout), &e); err != nil || e.ReclaimWithin != "90m" || e.ReleaseUnclaimedAfter != "7d" {
+		t.Errorf("%v: %+v", err, r)
+	}
+}
+
 // TestReload: a good policy takes effect at a SIGHUP, a broken one doesn't and leaves the old one in place.
 func TestReload(t *testing.T) {
 	denyAll := "[[rule]]\nname = '%s'\ncgroup = 'any'\nuid = 'any'\nallow = false\n"

@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/internal/oneline"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/liveupdate"
 )
@@ -27,10 +30,14 @@ kernel is loaded to switch to. It changes nothing, and works without holdfastd t
 Exit status: 0 if sessions can be had; 1 if not, with the reason and what to do
 about it on standard error.
 
+With --watch it shows instead how the update that is under way, or the next one, goes on, until Ctrl-C: who is ready,
+who isn't, since when. With --json that is one object a line, as io.holdfast.Update.Status answers it.
+
 With --json: ready; problem and hint where not ready (the problem is a word:
 noDevice, notEnabled, handoverFailed, policyBroken, noOrchestrator, …); kernel with release,
 device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe answers it,
-or null; systemd with version and carriesStores, or null where it isn't PID 1.`
+or null; systemd with version and carriesStores, or null where it isn't PID 1; update, as
+io.holdfast.Update.Status answers it, absent where holdfast-updated doesn't or only root may know.`
 
 // carriesStores is for the text; systemd.CarriesStores decides.
 const carriesStores = 261
@@ -48,6 +55,7 @@ type status struct {
 	} `json:"kernel"`
 	Orchestrator *orchestratorStatus `json:"orchestrator"`
 	Systemd      *systemdStatus      `json:"systemd"`
+	Update       *roundStatus        `json:"update,omitempty"`
 
 	err error // why it isn't ready, as a sentence
 }
@@ -71,12 +79,15 @@ type systemdStatus struct {
 }
 
 func statusCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, watching bool
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say what works on this host, and what is in the way",
-		Long: longStatus, Example: "  holdfast status\n  holdfast status --json | jq .ready",
+		Long: longStatus, Example: "  holdfast status\n  holdfast status --json | jq .ready\n  holdfast status --watch",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if watching {
+				return watch(cmd, asJSON)
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
 			defer cancel()
 			s := look(ctx)
@@ -91,7 +102,60 @@ func statusCommand() *cobra.Command {
 		},
 	}
 	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVar(&watching, "watch", false, "show how an update goes on, until Ctrl-C")
 	return cmd
+}
+
+// watch shows each change of an update.
+func watch(cmd *cobra.Command, asJSON bool) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
+	defer stop()
+	conn, err := dialUpdated(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	out := cmd.OutOrStdout()
+	var screen *terminal
+	if !asJSON {
+		screen = terminalOn(os.Stdout)
+	}
+	show, done := live(screen)
+	defer done()
+	var said string
+	err = follow(ctx, conn, "Status", nil, func(s roundStatus) error {
+		switch {
+		case asJSON:
+			return json.NewEncoder(out).Encode(s)
+		case screen != nil:
+			show(s)
+			return nil
+		}
+		if text := strings.Join(s.lines(), "; "); text != said {
+			said = text
+			_, err := fmt.Fprintln(out, text)
+			return err
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// lookAtUpdate is nil where there is no holdfast-updated that says.
+func lookAtUpdate(ctx context.Context) *roundStatus {
+	conn, err := dialUpdated(ctx)
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	s := roundStatus{at: time.Now()}
+	if callUpdated(ctx, conn, "Status", nil, nil, &s) != nil {
+		return nil
+	}
+	return &s
 }
 
 func look(ctx context.Context) *status {
@@ -105,6 +169,7 @@ func look(ctx context.Context) *status {
 	loaded, _ := os.ReadFile("/sys/kernel/kexec_loaded") // absent: this kernel has no kexec
 	s.Kernel.KexecLoaded = strings.TrimSpace(string(loaded)) == "1"
 	s.Systemd = lookAtSystemd(ctx)
+	s.Update = lookAtUpdate(ctx)
 
 	description, err := describe(ctx)
 	switch {
@@ -197,7 +262,11 @@ func kernelProblem() (problem, hint string) {
 func (s *status) print(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		lines := strings.Split(fmt.Sprintf(format, args...), "\n\t")
+		for i := range lines {
+			lines[i] = oneline.Of(lines[i])
+		}
+		fmt.Fprintf(table, "%s\t%s\n", name, strings.Join(lines, "\n\t"))
 	}
 	device := "there is no " + liveupdate.DevicePath
 	if s.Kernel.Device {
@@ -205,7 +274,7 @@ func (s *status) print(w io.Writer) error {
 	}
 	line("kernel", "%s, %s", s.Kernel.Release, device)
 	if s.Kernel.KexecLoaded {
-		line("next kernel", "loaded: systemctl kexec switches to it")
+		line("next kernel", "loaded: holdfast update switches to it")
 	} else {
 		line("next kernel", "none is loaded")
 	}
@@ -224,6 +293,12 @@ func (s *status) print(w io.Writer) error {
 		line("systemd", "%s, carries fd stores across an update", d.Version)
 	default:
 		line("systemd", "%s, does not carry fd stores across an update: %d or newer does", d.Version, carriesStores)
+	}
+	if s.Update != nil {
+		line("update", "%s", strings.Join(s.Update.lines(), "\n\t"))
+		if back := s.Update.cameBack(); back != nil {
+			line("last update", "%s", strings.Join(back, "\n\t"))
+		}
 	}
 	if s.Ready {
 		line("sessions", "can be had")
