@@ -3,6 +3,7 @@
 package custody
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ const (
 //
 // PID 1 is slow to ask and takes what it is told in order, so requests that come while it is asked are put together.
 type FDStore struct {
+	// Patience is how long PID 1 may take for a batch; 40 s if it is 0. It must not be changed once the store is in use.
+	Patience time.Duration
+
 	mu      sync.Mutex
 	waiting []*request
 	working bool
@@ -94,15 +98,20 @@ func (s *FDStore) Drop(ctx context.Context, names []string) error {
 func (s *FDStore) do(ctx context.Context, r *request) error {
 	r.done = make(chan struct{})
 	s.mu.Lock()
+	s.queue(ctx, r)
+	s.mu.Unlock()
+	<-r.done
+	return r.err
+}
+
+// queue has a request done some time. The lock is held.
+func (s *FDStore) queue(ctx context.Context, r *request) {
 	s.idle.L = &s.mu
 	s.waiting = append(s.waiting, r)
 	if !s.working {
 		s.working = true
 		go s.work(context.WithoutCancel(ctx))
 	}
-	s.mu.Unlock()
-	<-r.done
-	return r.err
 }
 
 func (s *FDStore) work(ctx context.Context) {
@@ -118,7 +127,7 @@ func (s *FDStore) work(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		// After that nobody knows what PID 1 has done of it, and what was asked for counts as not done.
-		limit := patience
+		limit := cmp.Or(s.Patience, patience)
 		if len(batch) == 1 && batch[0].items == nil && batch[0].drop == nil {
 			limit = settle // somebody may come who waits for it
 		}
@@ -142,8 +151,11 @@ func (s *FDStore) work(ctx context.Context) {
 		if len(s.unsure) > 0 && !s.settling.Swap(true) {
 			// Else a session that nobody has any more would keep its name taken. Whatever is asked for next does it too.
 			time.AfterFunc(settle, func() {
+				// Both at once: in between, it would seem to be settled.
+				s.mu.Lock()
+				defer s.mu.Unlock()
 				s.settling.Store(false)
-				s.do(ctx, &request{})
+				s.queue(ctx, &request{done: make(chan struct{})})
 			})
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/internal/name"
+	"github.com/holdfast-project/holdfast/test/fuse"
 )
 
 // Who attacks.
@@ -102,12 +103,12 @@ var attempts = []attempt{
 	{id: "subject-owner", who: unit, wants: "it by naming the victim's owner, with a rule to act for others", mutant: "act-for-anybody", do: byOwner},
 	{id: "subject-owner-no-rule", who: hostRoot, wants: "the same with no rule to act for anybody", mutant: "act-for-anybody", do: byOwner},
 	{id: "subject-not-a-pidfd", who: hostRoot, wants: "to have holdfastd ask its FUSE file who it is", mutant: "subject-of-anything", do: func() verdict {
-		f := openFUSE(fusePoll, fuseIoctl)
-		defer f.end()
+		f := must1(fuse.Open(fuse.Poll, fuse.Ioctl))
+		defer f.End()
 		c := dial()
 		defer c.close()
-		must(c.write(message("Identify", object{"sessionFileDescriptor": 0, "subject": object{"pidFileDescriptor": 1}}), gift("session"), f.raw))
-		if f.asked(fusePoll, 2*time.Second) {
+		must(c.write(message("Identify", object{"sessionFileDescriptor": 0, "subject": object{"pidFileDescriptor": 1}}), gift("session"), int(f.Fd())))
+		if f.Asked(fuse.Poll, 2*time.Second) {
 			return got("its file was asked")
 		}
 		r := must1(c.receive())
@@ -356,23 +357,23 @@ var attempts = []attempt{
 		return parksWith(memoryName, must1(unix.Open(fmt.Sprintf("/proc/self/fd/%d", m), unix.O_PATH|unix.O_CLOEXEC, 0)))
 	}},
 	{id: "file-of-its-own", who: hostRoot, wants: "the keeper to wait for its FUSE file, and others for the keeper", mutant: "any-file", do: func() verdict {
-		f := openFUSE(fuseGetattr)
-		defer f.end()
+		f := must1(fuse.Open(fuse.Getattr))
+		defer f.End()
 		session := acquire("own")
 		defer unix.Close(session)
 		c := dial()
 		defer c.close()
-		must(c.write(message("Park", object{"sessionFileDescriptor": 0, "files": files([]string{"f"})}), session, f.raw))
-		f.asked(fuseGetattr, time.Second)
+		must(c.write(message("Park", object{"sessionFileDescriptor": 0, "files": files([]string{"f"})}), session, int(f.Fd())))
+		f.Asked(fuse.Getattr, time.Second)
 		return othersServed()
 	}},
 	{id: "session-of-its-own", who: hostRoot, wants: "holdfastd to ask its FUSE file as if it were a session", mutant: "any-session", do: func() verdict {
-		f := openFUSE(fuseIoctl)
-		defer f.end()
+		f := must1(fuse.Open(fuse.Ioctl))
+		defer f.End()
 		c := dial()
 		defer c.close()
-		must(c.write(message("Identify", object{"sessionFileDescriptor": 0}), f.raw))
-		if f.asked(fuseIoctl, 2*time.Second) {
+		must(c.write(message("Identify", object{"sessionFileDescriptor": 0}), int(f.Fd())))
+		if f.Asked(fuse.Ioctl, 2*time.Second) {
 			return got("its file was asked")
 		}
 		return must1(c.receive()).unless("NotASession")

@@ -24,6 +24,7 @@ type edit struct{ file, from, to string }
 const (
 	asking       = "internal/orchestrator/asking_linux.go"
 	orchestrator = "internal/orchestrator/orchestrator_linux.go"
+	places       = "internal/places/places.go"
 	parking      = "internal/orchestrator/parking_linux.go"
 	custody      = "internal/custody/custody_linux.go"
 	fdstore      = "internal/custody/fdstore_linux.go"
@@ -72,9 +73,9 @@ var mutants = []mutant{
 	{"quota-of-what-is-done", []edit{{custody, "		names[n] = other\n", "		_, _ = n, other\n"}}},
 	{"no-share", []edit{{fdstore, "if room.Owned > share || room.OwnedNames > shareNames {", "if false {"}}},
 	{"no-rate", []edit{{asking, "	if wait > 0 {", "	if wait < 0 {"}}},
-	{"inner-units-count", []edit{{orchestrator, "place{name: peer.Outermost(id.Cgroup),", "place{name: id.Owner,"},
-		{orchestrator, `strings.CutPrefix(id.Cgroup, "/user.slice/"); below {`, `strings.CutPrefix(id.Cgroup, "/user.slice/"); below && rest == "" {`}}},
-	{"any-number-of-connections", []edit{{orchestrator, " || !p.root && (c.places[p] >= connectionsPerUser || c.users >= connectionsOfUsers)", ""}}},
+	{"inner-units-count", []edit{{places, "Place{Name: peer.Outermost(id.Cgroup),", "Place{Name: id.Owner,"},
+		{places, `strings.CutPrefix(id.Cgroup, "/user.slice/"); below {`, `strings.CutPrefix(id.Cgroup, "/user.slice/"); below && rest == "" {`}}},
+	{"any-number-of-connections", []edit{{places, " || !p.Root && (full(c.from[p], PerUser) || full(c.among[p.Among], p.all()) || full(c.users, OfUsers))", ""}}},
 	{"one-connection-at-a-time", []edit{{server, "	go func() {\n		defer v.remove(c)\n		c.serve(calls)\n	}()", "	func() {\n		defer v.remove(c)\n		c.serve(calls)\n	}()"}}},
 	{"descriptors-stay", []edit{{connection, "		c.closing.close(call.fds)\n", ""}}},
 	{"few-descriptors", []edit{{service, "LimitNOFILE=1048576", "LimitNOFILE=65536"}}},
@@ -87,7 +88,7 @@ var mutants = []mutant{
 	{"a-file-once", []edit{{fdstore, "if has.files[key] && key.regular {", "if false {"}}},
 	{"waits-for-a-lease", []edit{{fdstore, "|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)", "|unix.O_CLOEXEC, 0)"}}},
 	{"one-fails-all-fail", []edit{{fdstore, "			if r.err = s.send(has, i); r.err != nil {\n				break\n", "			if err := s.send(has, i); err != nil {\n				return err\n"}}},
-	{"any-file-name", []edit{{parking, "if name.Check(f.Name, fileNameMax) != nil || names[f.Name] {", "if names[f.Name] {"}}},
+	{"any-file-name", []edit{{parking, "if name.Check(f.Name, custody.FileNameMax) != nil || names[f.Name] {", "if names[f.Name] {"}}},
 	{"any-session", []edit{{"liveupdate/session_linux.go", "if fs.Type != unix.ANON_INODE_FS_MAGIC {", "if false {"}}},
 }
 

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-project/holdfast/test/fuse"
 )
 
 // What a client may send, and what it gets. After each the daemon has no more open than before, and serves others.
@@ -343,21 +345,25 @@ func TestBadInput(t *testing.T) {
 		peer.Close()
 	})
 	try("not-a-session:a-FUSE-file", func(t *testing.T, c *connection) {
-		file := openFUSE(t, fuseFlush)
-		c.sessions(t, "Identify", `{"sessionFileDescriptor":0}`, int(file.file.Fd())).is(t, notASession)
-		file.wait(t, fuseFlush) // the daemon closes it, and will wait for an answer
+		file := openFUSE(t, fuse.Flush)
+		c.sessions(t, "Identify", `{"sessionFileDescriptor":0}`, int(file.Fd())).is(t, notASession)
+		if !file.Asked(fuse.Flush, patience) { // the daemon closes it, and will wait for an answer
+			t.Fatal("nobody asks")
+		}
 		c.sessions(t, "Describe", `{}`)
 		others.acquire(t, here.me.owner, "ram").Close()
-		file.abort()
+		file.End()
 	})
 	try("not-a-session:a-FUSE-file-that-says-nothing", func(t *testing.T, c *connection) {
-		file := openFUSE(t, fuseFlush, fuseStatfs)
-		if err := c.send(`{"method":"io.holdfast.Sessions.Identify","parameters":{"sessionFileDescriptor":0}}`, int(file.file.Fd())); err != nil {
+		file := openFUSE(t, fuse.Flush, fuse.Statfs)
+		if err := c.send(`{"method":"io.holdfast.Sessions.Identify","parameters":{"sessionFileDescriptor":0}}`, int(file.Fd())); err != nil {
 			t.Fatal(err)
 		}
-		file.wait(t, fuseStatfs) // the daemon asks what it is
+		if !file.Asked(fuse.Statfs, patience) { // the daemon asks what it is
+			t.Fatal("nobody asks")
+		}
 		others.acquire(t, here.me.owner, "ram").Close()
-		file.abort()
+		file.End()
 		r, err := c.receive()
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/liveupdate"
+	"github.com/holdfast-project/holdfast/test/fuse"
 )
 
 const keeperFull = `{"error":"io.holdfast.Sessions.KeeperFull","parameters":{"limit":0}}`
@@ -264,16 +265,18 @@ func TestBadParking(t *testing.T) {
 		peer.Close()
 	})
 	withSession("not-memory:a-FUSE-file-that-says-nothing", func(t *testing.T, c *connection, s *liveupdate.Session) {
-		file := openFUSE(t, fuseFlush, fuseStatfs)
+		file := openFUSE(t, fuse.Flush, fuse.Statfs)
 		if err := s.Use(func(raw int) error {
 			return c.send(`{"method":"io.holdfast.Sessions.Park","parameters":{"sessionFileDescriptor":0,"files":[{"name":"a","fileDescriptor":1}]}}`,
-				raw, int(file.file.Fd()))
+				raw, int(file.Fd()))
 		}); err != nil {
 			t.Fatal(err)
 		}
-		file.wait(t, fuseStatfs) // the daemon asks what it is
+		if !file.Asked(fuse.Statfs, patience) { // the daemon asks what it is
+			t.Fatal("nobody asks")
+		}
 		others.acquire(t, here.me.owner, "rom").Close()
-		file.abort()
+		file.End()
 		r, err := c.receive()
 		if err != nil {
 			t.Fatal(err)
