@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-project/holdfast/internal/hfvm"
 	"github.com/holdfast-project/holdfast/internal/hfvm/cache"
 	"github.com/holdfast-project/holdfast/internal/hfvm/guest"
+	"github.com/holdfast-project/holdfast/internal/hfvm/kernel"
 )
 
 const long = `hfvm builds and caches small kernels with the Live Update Orchestrator (LUO) and
@@ -52,7 +53,8 @@ command line for it in /hfvm/cmdline-next, and /hfvm/initrd where there is one;
 
 The kernels of odd boots are --kernel, of even ones --next-kernel. A kernel is a
 series, 7.2, which is built from the source in Debian's archive (or from that of
-the nearest newer series there); 7.2-noluo, the same without LUO; or a bzImage.
+the nearest newer series there); one that differs in something, such as 7.2-noluo, which
+is without LUO (hfvm build --help has them all); or a bzImage.
 
 The exit status is 0 only after hfvm-pass; 1 if the run failed: by hfvm-fail, a
 script that ends with a status other than 0, a panic, a guest that powers off or
@@ -147,7 +149,7 @@ func runCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&o.Kernel, "kernel", "7.2", "kernel of the odd boots: `SERIES`, SERIES-noluo or the path of a bzImage")
+	f.StringVar(&o.Kernel, "kernel", "7.2", "kernel of the odd boots: `SERIES`, SERIES-VARIANT or the path of a bzImage")
 	f.StringVar(&o.NextKernel, "next-kernel", "", "kernel of the even boots: `SERIES` or path (default that of --kernel)")
 	f.StringVar(&o.OS, "os", "forky", "root file `SYSTEM`: forky, trixie, or none for an init and busybox")
 	f.StringVar(&o.Initrd, "initrd", "none", "`INITRD`: dracut, with systemd in it, or none")
@@ -182,7 +184,7 @@ func buildCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringArrayVar(&kernels, "kernel", nil, "`SERIES` or SERIES-noluo (repeatable)")
+	f.StringArrayVar(&kernels, "kernel", nil, "`SERIES` or SERIES-VARIANT (repeatable), of the variants "+strings.Join(kernel.Variants(), ", "))
 	f.StringArrayVar(&suites, "os", nil, "root file `SYSTEM` (repeatable): forky or trixie")
 	f.StringVar(&initrd, "initrd", "none", "`INITRD`: dracut for root file systems with an initrd")
 	f.StringArrayVar(&packages, "package", nil, "root file systems with this Debian package too (repeatable): `NAME`")

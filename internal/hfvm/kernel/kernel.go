@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Package kernel builds small kernels for guests, with the Live Update Orchestrator and without it,
-// from Debian's packages of kernel source.
+// Package kernel builds small kernels for guests, with the Live Update Orchestrator, without it, and with one
+// that doesn't agree with the others', from Debian's packages of kernel source.
 package kernel
 
 import (
@@ -32,17 +32,16 @@ var fragment string
 // schema changes when the way of building does, and not only the fragment.
 const schema = "1"
 
-// withoutLUO ends the name of a kernel without the Live Update Orchestrator.
-const withoutLUO = "-noluo"
-
 // The suites that newer kernels come from. A series is in one of them for some months.
 var suites = []string{"sid", "forky", "trixie-backports"}
 
 var seriesName = regexp.MustCompile(`^\d+\.\d+$`)
 
-// IsSeries says whether a kernel's name means a series ("7.2", "7.2-noluo") and no file.
+// IsSeries says whether a kernel's name means a series or a variant of one ("7.2", "7.2-noluo"), and no file.
 func IsSeries(name string) bool {
-	return seriesName.MatchString(strings.TrimSuffix(name, withoutLUO))
+	series, variant, has := strings.Cut(name, "-")
+	_, known := variants[variant]
+	return seriesName.MatchString(series) && (known || !has)
 }
 
 // Image is the path of a kernel's bzImage: name is a series, which is built if need be, or a file.
@@ -57,7 +56,7 @@ func Image(ctx context.Context, c *cache.Cache, name string) (string, error) {
 		}
 		return name, nil
 	}
-	series, noLUO := strings.CutSuffix(name, withoutLUO)
+	series, variantName, _ := strings.Cut(name, "-")
 	source, err := resolve(ctx, c, series)
 	if err != nil {
 		return "", err
@@ -65,14 +64,12 @@ func Image(ctx context.Context, c *cache.Cache, name string) (string, error) {
 	if source.Series() != series {
 		fmt.Fprintf(c.Tell, "hfvm: kernel %s has left the archive; %s is the nearest newer one\n", series, source.Series())
 	}
-	config := fragment
-	variant := ""
-	if noLUO {
-		config, variant = dropLUO(fragment), withoutLUO
-	}
-	entry := fmt.Sprintf("kernels/%s%s-%s", source.Version, variant, cache.Key(schema, config))
+	v := variants[variantName]
+	config := v.configure(fragment)
+	suffix := strings.TrimPrefix(name, series)
+	entry := fmt.Sprintf("kernels/%s%s-%s", source.Version, suffix, cache.Key(schema, config, v.header, v.format))
 	dir, err := c.Entry(ctx, entry, func(dir string, log *cache.Log) error {
-		return build(ctx, c, log, source, variant, config, dir)
+		return build(ctx, c, log, source, suffix, v, config, dir)
 	})
 	if err != nil {
 		return "", fmt.Errorf("building kernel %s: %w", name, err)
@@ -143,7 +140,7 @@ func numbers(series string) (n [2]int) {
 var Tools = []debian.Tool{
 	{Name: "gcc", Package: "gcc"}, {Name: "make", Package: "make"}, {Name: "flex", Package: "flex"},
 	{Name: "bison", Package: "bison"}, {Name: "bc", Package: "bc"}, {Name: "xz", Package: "xz-utils"},
-	{Name: "zstd", Package: "zstd"}, {Name: "tar", Package: "tar"}, {Name: "dpkg-deb", Package: "dpkg"},
+	{Name: "zstd", Package: "zstd"}, {Name: "lz4", Package: "lz4"}, {Name: "tar", Package: "tar"}, {Name: "dpkg-deb", Package: "dpkg"},
 	{Name: "/usr/include/gelf.h", Package: "libelf-dev"},
 	{Name: "/usr/include/openssl/opensslv.h", Package: "libssl-dev"},
 	{Name: debian.Keyring, Package: "debian-archive-keyring"},
@@ -155,7 +152,7 @@ func Tree(c *cache.Cache, s debian.Source) string {
 	return filepath.Join(c.Dir, "src", s.Version)
 }
 
-func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source, variant, config, dir string) error {
+func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source, suffix string, v variant, config, dir string) error {
 	if err := debian.Need(ctx, c, Tools...); err != nil {
 		return err
 	}
@@ -165,11 +162,14 @@ func build(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source,
 		return err
 	}
 	defer unlock()
-	title := "kernel " + strings.SplitN(s.Version, "-", 2)[0] + variant
+	title := "kernel " + strings.SplitN(s.Version, "-", 2)[0] + suffix
 	make := func(args ...string) error {
 		return log.Command(ctx, "make", append([]string{"-C", tree}, args...)...).Run()
 	}
 	if err := log.Step(ctx, "configuring "+title, func() error {
+		if err := v.edit(tree); err != nil {
+			return err
+		}
 		if err := make("tinyconfig"); err != nil {
 			return err
 		}
@@ -290,17 +290,6 @@ func unpack(ctx context.Context, c *cache.Cache, log *cache.Log, s debian.Source
 		return err
 	}
 	return os.RemoveAll(tmp)
-}
-
-// dropLUO takes live update and what it stands on out of a fragment.
-func dropLUO(fragment string) string {
-	var kept []string
-	for _, line := range strings.Split(fragment, "\n") {
-		if !strings.Contains(line, "LIVEUPDATE") && !strings.Contains(line, "KEXEC_HANDOVER") {
-			kept = append(kept, line)
-		}
-	}
-	return strings.Join(kept, "\n")
 }
 
 // lost lists the options of the fragment that a finished configuration does not have as asked.
