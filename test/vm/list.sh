@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # What holdfast list --all sees over an update: sessions in units' own fd stores, parked ones, a foreign one, one in the
-# stores of two units; and afterwards who has claimed what.
+# stores of two units; and afterwards who has claimed what, what became of the rest, and what the policy has released.
 . /test/lib.sh
 
 # list: what there is now, in /root/list
@@ -49,9 +49,30 @@ END
 chmod +x /root/keep
 kernel_name() { cat "/root/name-$1"; }
 
+# policy: what is said of sessions that nobody claims
+policy() { # LINES OF-THE-RULE
+	mkdir -p /etc/holdfast/policy.d
+	cat >/etc/holdfast/policy.d/50-test.toml <<-END
+		$1
+		[[rule]]
+		name = "forgotten"
+		cgroup = '/system.slice/forgotten.service'
+		uid = 0
+		$2
+	END
+	holdfast policy check >/dev/null || fail "the policy is broken: $(holdfast policy check)"
+}
+
+# says TEXT: holdfast status has it
+says() { case "$(holdfast status || :)" in *"$1"*) ;; *) return 1 ;; esac; }
+
+# no_report_waits: holdfast-updated has taken up its own session
+no_report_waits() { list && ! grep -q '^[! ] report .* incoming ' /root/list; }
+
 case $HFVM_BOOT in
 1)
-	systemctl enable --now holdfastd.socket holdfastd.service
+	policy "" 'release-unclaimed-after = "300d"'
+	systemctl enable --now holdfastd.socket holdfastd.service holdfast-updated.socket holdfast-updated.service holdfast-quiesce.service
 	service() { # UNIT LINES
 		cat >"/etc/systemd/system/$1.service" <<-END
 			[Service]
@@ -72,7 +93,7 @@ ExecStart=sleep infinity"
 	printf '[Service]\nType=notify\nExecStart=parker -dir /root/parker\n' >/etc/systemd/system/parker.service
 	systemctl start two
 	systemctl start stored one foreign parker
-	for unit in lost claimed; do
+	for unit in lost claimed forgotten; do
 		systemd-run --quiet --wait --collect --unit=$unit holdfast acquire ram -- /root/keep $unit parked
 	done
 	list
@@ -84,7 +105,7 @@ ExecStart=sleep infinity"
 	row "$(kernel_name one)" outgoing " ram /stored.service * no - store of stored.service, stored.service: $(systemctl show -P MainPID stored)"
 	row "$parker" outgoing " ram /parker.service * yes - store of holdfastd.service, holdfastd.service: $(systemctl show -P MainPID holdfastd), parker.service: *"
 	row "$foreign" outgoing " - foreign * no - store of foreign.service, foreign.service: *"
-	row "$(kernel_name lost)" outgoing " ram digest * yes - store of holdfastd.service, holdfastd.service: *"
+	row "$(kernel_name lost)" outgoing " ram /lost.service * yes - store of holdfastd.service, holdfastd.service: *"
 	row "$(kernel_name both)" outgoing "! both /one.service * no - store of one.service, store of two.service, one.service: *"
 	marked 1
 	expect_in "what is wrong" "in the fd stores of one.service and of two.service, and the next kernel's systemd gives it to one of them at random" "$(cat /root/list)"
@@ -102,15 +123,21 @@ ExecStart=sleep infinity"
 	update
 	;;
 2)
+	wait_for systemctl is-active holdfast-updated
+	wait_for no_report_waits
 	list
 	cat /root/list
 	row "$(kernel_name one)" incoming "! ram /stored.service * no no store of stored.service"
 	row "$(kernel_name both)" incoming "! both /one.service * no no store of *.service" # of one of the two
 	row "$(kernel_name foreign)" incoming "! - foreign * no no store of foreign.service"
 	row "$(kernel_name parker)" incoming "! ram /parker.service * yes no store of holdfastd.service, holdfastd.service: *"
-	row "$(kernel_name lost)" incoming "! ram digest * yes no store of holdfastd.service, holdfastd.service: *"
-	row "$(kernel_name claimed)" incoming "! ram digest * yes no store of holdfastd.service, holdfastd.service: *"
-	marked 6
+	row "$(kernel_name lost)" incoming "! ram /lost.service * yes no store of holdfastd.service, holdfastd.service: *"
+	row "$(kernel_name claimed)" incoming "! ram /claimed.service * yes no store of holdfastd.service, holdfastd.service: *"
+	row "$(kernel_name forgotten)" incoming "! ram /forgotten.service * yes no store of holdfastd.service, holdfastd.service: *"
+	marked 7
+	expect_in "what the policy will do" "$(kernel_name forgotten) --direction incoming; the policy has it released in 299d23h." "$(cat /root/list)"
+	wait_for says "6 waited for"
+	holdfast status || :
 
 	say "some come for theirs"
 	systemctl start stored parker
@@ -120,15 +147,31 @@ ExecStart=sleep infinity"
 	row "$(kernel_name claimed)" incoming " ram /claimed.service * yes yes store of holdfastd.service, claimed.service: *, holdfastd.service: *"
 	row "$(kernel_name one)" incoming " ram /stored.service * no yes store of stored.service, stored.service: *"
 	row "$(kernel_name one)" outgoing " ram /stored.service * no - store of stored.service, stored.service: *"
-	row "$(kernel_name lost)" incoming "! ram digest * yes no *"
-	marked 3
+	row "$(kernel_name lost)" incoming "! ram /lost.service * yes no *"
+	marked 4
+	wait_for says "3 back, 3 waited for"
 	expect_in "what to do" "free the memory by holdfast release --kernel-name $(kernel_name lost) --direction incoming" "$(cat /root/list)"
 
-	say "nobody comes for the last one"
+	say "nobody comes for the last ones"
 	holdfast release --kernel-name "$(kernel_name lost)"
 	wait_for gone "$(kernel_name lost)" incoming
-	marked 2
+	# What happens to units' own stores nobody but PID 1 knows.
+	clean=$(systemctl show -P NFileDescriptorStore one) && [ "$clean" -gt 0 ] && clean=one || clean=two
+	systemctl stop $clean
+	systemctl clean --what=fdstore $clean
+	wait_for gone "$(kernel_name both)" incoming
+	# Restarted, holdfastd doesn't count anew; and the time of all others is over.
+	policy 'reclaim-within = "1s"' 'release-unclaimed-after = "1s"'
+	systemctl restart holdfastd
+	systemctl reload holdfast-updated
+	wait_for gone "$(kernel_name forgotten)" incoming
+	marked 1
 	cat /root/list
+	holdfast wait --settled -t 1m && fail "what is lost is nothing to wait about" || expect "holdfast wait" 1 $?
+	holdfast status || :
+	wait_for says "ram of /forgotten.service is released: nobody claimed it in the time that the policy gives (forgotten)"
+	wait_for says "both of /one.service is lost: it was committed (in the fd store of one.service and of two.service), and is in no store now"
+	wait_for says "of 6 sessions: 3 back, 1 lost, 2 released"
 	hfvm-pass
 	;;
 esac

@@ -36,11 +36,13 @@ func run(m *testing.M) int {
 		{"install", "-D", "-m", "0644", "lib.sh", tree + "/test/lib.sh"},
 		{"install", "-D", "-m", "0644", "parking.sh", tree + "/test/parking.sh"},
 		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/parker", "../parker"},
+		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/witness", "../witness"},
 		{"go", "build", "-trimpath", "-o", tree + "/test/kill", "../kill"},
 		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/fleet", "../fleet"},
 		{"go", "build", "-trimpath", "-ldflags", "-X github.com/holdfast-project/holdfast/internal/version.Version=next", "-o", tree + "/test/holdfastd-next", "../../cmd/holdfastd"},
 		{"go", "test", "-c", "-o", tree + "/liveupdate.test", "../../liveupdate"},
 		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
+		{"go", "test", "-c", "-o", tree + "/test/update.test", "../update"},
 	} {
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -51,8 +53,9 @@ func run(m *testing.M) int {
 	}
 	// All that is slow to make is made before any machine runs: a guest beside a compiler is a slow guest.
 	for _, args := range [][]string{
-		{"--kernel", "7.2", "--kernel", "7.3", "--kernel", "7.2-noluo", "--os", "forky"},
-		{"--os", "forky", "--initrd", "dracut"},
+		{"--kernel", "7.2", "--kernel", "7.3", "--os", "forky"},
+		variants(),
+		{"--os", "forky", "--os", "trixie", "--initrd", "dracut"},
 		append([]string{"--os", "forky"}, users...),
 		append([]string{"--os", "forky"}, compiler...),
 	} {
@@ -195,4 +198,14 @@ func TestNoOrchestrator(t *testing.T) {
 
 func TestInventory(t *testing.T) {
 	guest(t, "list.sh", "--next-kernel", "7.3", "--timeout", "600")
+}
+
+// An update with twenty participants, called off in each way and then carried out.
+func TestUpdate(t *testing.T) {
+	guest(t, "update.sh", "--next-kernel", "7.3", "--timeout", "900")
+}
+
+// What an update is refused for, under the packaged units.
+func TestRefused(t *testing.T) {
+	guest(t, "refused.sh", "--next-kernel", "7.3", "--timeout", "600")
 }
