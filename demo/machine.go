@@ -53,22 +53,22 @@ func (m *machine) stop() {
 	os.RemoveAll(m.dir)
 }
 
-// emulated is the script on luosim. Everything that it runs has dir as its working directory, and sockets have names
+// emulated is a script on luosim. Everything that it runs has dir as its working directory, and sockets have names
 // relative to that: the whole path may be longer than the 108 bytes of a socket's.
-func emulated(word string) func(context.Context, string) (*exec.Cmd, error) {
+func emulated(script string, env ...string) func(context.Context, string) (*exec.Cmd, error) {
 	return func(ctx context.Context, dir string) (*exec.Cmd, error) {
 		here, err := os.Getwd()
 		if err != nil {
 			return nil, err
 		}
 		bin := filepath.Join(here, "bin")
-		cmd := exec.CommandContext(ctx, filepath.Join(bin, "luosim"), "run", "--", "/bin/sh", filepath.Join(here, "demo/story.sh"))
+		cmd := exec.CommandContext(ctx, filepath.Join(bin, "luosim"), "run", "--", "/bin/sh", filepath.Join(here, script))
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(),
+		cmd.Env = append(append(os.Environ(), env...),
 			"PATH="+strings.Join([]string{filepath.Join(here, "demo/luosim"), bin, os.Getenv("PATH")}, ":"),
 			"HOLDFAST_ADDRESS=io.holdfast",
-			"NOTEBOOK_SOCKET=notebook",
-			"HOLDFAST_DEMO_WORD="+word)
+			"HOLDFAST_UPDATE_ADDRESS=io.holdfast.Update",
+			"NOTEBOOK_SOCKET=notebook")
 		return cmd, nil
 	}
 }

@@ -14,7 +14,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -33,18 +35,60 @@ func main() {
 		}
 		return
 	}
-	if verb != "luosim" && verb != "kernel" || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "usage: demo luosim|kernel")
+	if verb == "member" && len(os.Args) == 3 || verb == "load" { // for update.sh
+		var err error
+		if verb == "load" {
+			err = loadNothing()
+		} else {
+			err = runMember(os.Args[2])
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "demo %s: %v\n", verb, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if verb != "luosim" && verb != "kernel" && verb != "update" || len(os.Args) > 2 {
+		fmt.Fprintln(os.Stderr, "usage: demo luosim|kernel|update")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, verb == "kernel"); err != nil {
+	tell := func(ctx context.Context) error { return run(ctx, verb == "kernel") }
+	if verb == "update" {
+		tell = watch
+	}
+	if err := tell(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		fmt.Println("demo: FAIL")
 		os.Exit(1)
 	}
 	fmt.Println("demo: PASS")
+}
+
+// watch runs update.sh, which tells its story itself.
+func watch(ctx context.Context) error {
+	m, err := start(ctx, func(ctx context.Context, dir string) (*exec.Cmd, error) {
+		cmd, err := emulated("demo/update.sh")(ctx, dir)
+		if err == nil {
+			asRoot(cmd)
+		}
+		return cmd, err
+	})
+	if err != nil {
+		return err
+	}
+	defer m.stop()
+	if _, err := io.Copy(os.Stdout, m); err != nil {
+		return err
+	}
+	if err := m.cmd.Wait(); err != nil {
+		if log, logErr := os.ReadFile(filepath.Join(m.dir, "log")); logErr == nil && ctx.Err() == nil {
+			fmt.Fprintf(os.Stderr, "%s", log)
+		}
+		return fmt.Errorf("the machine did not get to the end: %w", err)
+	}
+	return nil
 }
 
 func run(ctx context.Context, kernel bool) error {
@@ -55,7 +99,7 @@ func run(ctx context.Context, kernel bool) error {
 	if strings.ContainsAny(word, "\n\x00") {
 		return errors.New("$HOLDFAST_DEMO_WORD must be one line")
 	}
-	command := emulated(word)
+	command := emulated("demo/story.sh", "HOLDFAST_DEMO_WORD="+word)
 	if kernel {
 		command = virtual(word)
 		fmt.Printf("A notebook keeps 64 MiB of random values, and the word %q, in the memory of a virtual machine.\n", word)
