@@ -32,6 +32,7 @@ var layers = map[string][]string{
 	"internal/fd":      {},
 	"internal/name":    {},
 	"internal/version": {},
+	"internal/oneline": {},
 	"internal/journal": {},
 	"internal/systemd": {"internal/fd"},
 	"liveupdate":       {"internal/fd"},
@@ -43,7 +44,23 @@ var layers = map[string][]string{
 	"internal/fdname":       {"internal/name"},
 	"internal/custody":      {"internal/fd", "internal/fdname", "internal/name", "internal/systemd", "liveupdate"},
 	"internal/inventory":    {"internal/fd", "internal/fdname", "internal/peer", "internal/systemd", "liveupdate"},
-	"internal/orchestrator": {"api", "internal/custody", "internal/fd", "internal/fdname", "internal/inventory", "internal/name", "internal/peer", "internal/policy", "internal/systemd", "internal/varlink", "liveupdate"},
+	"internal/orchestrator": {"api", "internal/custody", "internal/fd", "internal/fdname", "internal/inventory", "internal/name", "internal/peer", "internal/places", "internal/policy", "internal/systemd", "internal/varlink", "liveupdate"},
+
+	"internal/daemon": {"internal/peer", "internal/policy", "internal/systemd"},
+	"internal/places": {"internal/peer"},
+
+	// An update: the rules of a round, and who conducts it.
+	"internal/update":  {},
+	"internal/updated": {"api", "internal/fd", "internal/kexec", "internal/name", "internal/oneline", "internal/peer", "internal/places", "internal/policy", "internal/systemd", "internal/update", "internal/varlink"},
+
+	// What files say, without running them.
+	"internal/decompress": {},
+	"internal/kimage":     {"internal/decompress"},
+	"internal/initrd":     {"internal/decompress"},
+
+	// Before an update: what would be lost, and loading what comes next.
+	"internal/kexec": {"internal/kimage"},
+	"internal/check": {"internal/decompress", "internal/fdname", "internal/initrd", "internal/inventory", "internal/kexec", "internal/kimage", "internal/name", "internal/peer", "internal/systemd", "liveupdate"},
 
 	// The emulator, which a test can use without the rest.
 	"internal/luosim/luo":     {},
@@ -52,13 +69,19 @@ var layers = map[string][]string{
 	"internal/luosim/machine": {"internal/luosim/luo", "internal/luosim/handle", "internal/luosim/notify"},
 	"luosim":                  {"internal/luosim/machine"},
 
+	// What came of an update.
+	"internal/timeline":  {".", "internal/name", "internal/systemd"},
+	"internal/report":    {"internal/oneline", "internal/timeline"},
+	"internal/reconcile": {"internal/name", "internal/timeline", "internal/varlink"},
+	"internal/shutdown":  {},
+
 	".": {"internal/fd", "internal/fdname", "internal/name", "internal/peer", "internal/systemd", "internal/varlink", "liveupdate"},
 }
 
 // kernel are the packages, and trees of packages, that make system calls by themselves.
 var kernel = []string{
 	".", "liveupdate",
-	"internal/custody", "internal/fd", "internal/inventory", "internal/peer", "internal/systemd", "internal/varlink",
+	"internal/check", "internal/custody", "internal/fd", "internal/inventory", "internal/kexec", "internal/peer", "internal/systemd", "internal/timeline", "internal/varlink",
 	// It puts descriptors where the command that it becomes wants them.
 	"cmd/holdfast",
 	// Tools for tests, and programs that show how the library is used.
