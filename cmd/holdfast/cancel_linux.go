@@ -32,7 +32,7 @@ func cancelCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel", Short: "Call off the update that is under way",
 		Long: longCancel, Example: "  holdfast cancel --reason 'the backup is still running'",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), resumeTimeout)
 			defer cancel()

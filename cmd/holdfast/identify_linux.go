@@ -46,7 +46,7 @@ func identifyCommand() *cobra.Command {
 	var number uint16
 	cmd := &cobra.Command{
 		Use: "identify", Short: "Say what a session is, and whose", Long: longIdentify, Example: exampleIdentify,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkInherited(int(number)); err != nil {
 				return explain(err)

@@ -78,7 +78,7 @@ func listCommand() *cobra.Command {
 	var all, asJSON bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the sessions that are kept, or all that there are", Long: longList, Example: exampleList,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all {
 				return listAll(cmd.Context(), cmd.OutOrStdout(), asJSON)

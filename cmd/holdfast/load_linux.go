@@ -145,7 +145,7 @@ func unloadCommand() *cobra.Command {
 
 Exit status: 0, also if none was loaded; 1 if it failed; 2 for wrong usage.`,
 		Example: "  holdfast unload",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			loaded, err := kexec.Loaded()
 			if err != nil {

@@ -96,11 +96,19 @@ func main() {
 	os.Exit(status)
 }
 
+// noArgs is for commands that have no others below them: what cobra.NoArgs says of an argument is that it is no command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%q is too many: %s takes no arguments", args[0], cmd.Name())
+	}
+	return nil
+}
+
 func versionCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Example: "  holdfast version --json",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version.Version})

@@ -17,7 +17,7 @@ import (
 func quiesceCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "quiesce", Short: "Get everybody ready if PID 1 is on its way to a kexec", Hidden: true,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return quiesce(cmd.Context(), systemd.KexecUnderWay)
 		},

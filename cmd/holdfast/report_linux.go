@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,7 +38,18 @@ func reportCommand(fetch func(context.Context) (json.RawMessage, error)) *cobra.
 	cmd := &cobra.Command{
 		Use: "report", Short: "Show the timeline of the last update",
 		Long: longReport, Example: "  holdfast report\n  holdfast report --html update.html\n  holdfast report --json | jq '.owners[] | {owner, blackout}'",
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			forms := 0
+			for _, form := range []string{"json", "html", "trace"} {
+				if cmd.Flags().Changed(form) {
+					forms++
+				}
+			}
+			if forms > 1 {
+				return errors.New("one of --json, --html and --trace, not several; holdfast report --json >FILE, and --input FILE later, makes the others of the same report")
+			}
+			return noArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			raw, err := readReport(cmd.Context(), input, fetch)
 			if err != nil {
@@ -63,7 +75,6 @@ func reportCommand(fetch func(context.Context) (json.RawMessage, error)) *cobra.
 	cmd.Flags().StringVar(&html, "html", "", "write one HTML `FILE`")
 	cmd.Flags().StringVar(&trace, "trace", "", "write a trace for Perfetto into `FILE`")
 	cmd.Flags().StringVar(&input, "input", "", "take the report from `FILE`, as --json printed it, - is standard input")
-	cmd.MarkFlagsMutuallyExclusive("json", "html", "trace")
 	return cmd
 }
 
@@ -80,7 +91,7 @@ func readReport(ctx context.Context, input string, fetch func(context.Context) (
 func parseReport(raw []byte) (*timeline.Report, error) {
 	var r timeline.Report
 	if err := json.Unmarshal(raw, &r); err != nil {
-		return nil, fmt.Errorf("the report can't be read: %w", err)
+		return nil, fmt.Errorf("the report can't be read, as holdfast report --json prints one: %w", err)
 	}
 	if r.Version != 1 {
 		return nil, fmt.Errorf("the report is of version %d, and this program knows version 1 only: use the holdfast that comes with holdfast-updated", r.Version)

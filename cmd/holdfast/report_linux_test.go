@@ -87,7 +87,7 @@ func TestReportThatCannotBeShown(t *testing.T) {
 		"no sessions":       {`{"version":1,"owners":[{"owner":"x"}]}`, nil, nil, "can't be read"},
 		"no file":           {"", nil, []string{"--input", filepath.Join(t.TempDir(), "a")}, "no such file"},
 		"no directory":      {aReport, nil, []string{"--html", filepath.Join(t.TempDir(), "a", "b.html")}, "no such file"},
-		"two forms at once": {aReport, nil, []string{"--json", "--html", "-"}, "none of the others can be"},
+		"two forms at once": {aReport, nil, []string{"--json", "--html", "-"}, "one of --json, --html and --trace"},
 	} {
 		if out, err := runReport(t, c.fetched, c.err, c.args...); err == nil || !strings.Contains(err.Error(), c.want) || out != "" {
 			t.Errorf("%s: %v, printed %q", what, err, out)

@@ -83,7 +83,7 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say what works on this host, and what is in the way",
 		Long: longStatus, Example: "  holdfast status\n  holdfast status --json | jq .ready\n  holdfast status --watch",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if watching {
 				return watch(cmd, asJSON)
