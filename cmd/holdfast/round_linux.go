@@ -44,7 +44,11 @@ type participant struct {
 }
 
 func (p participant) String() string {
-	text := fmt.Sprintf("%s (%s) is %s", p.Name, p.Owner, p.State)
+	does := "is " + string(p.State)
+	if p.State == update.Vetoed {
+		does = "vetoes"
+	}
+	text := fmt.Sprintf("%s (%s) %s", p.Name, p.Owner, does)
 	if p.Reason != "" {
 		text += ": " + p.Reason
 	}
@@ -222,6 +226,14 @@ func (t *terminal) draw(lines []string) {
 	io.WriteString(t.w, b.String())
 }
 
+// participantCount is how many there are, in words.
+func participantCount(n int) string {
+	if n == 1 {
+		return "1 participant"
+	}
+	return fmt.Sprintf("%d participants", n)
+}
+
 // shownMost is how many participants are drawn.
 const shownMost = 16
 
@@ -236,7 +248,7 @@ func (s roundStatus) lines() []string {
 	head := fmt.Sprintf("update %d: %s", s.Round, s.Phase)
 	switch s.Phase {
 	case update.Idle:
-		head = fmt.Sprintf("no update since holdfast-updated started; %d participants", len(s.Participants))
+		head = "no update since holdfast-updated started; " + participantCount(len(s.Participants))
 	case update.Preparing, update.Prepared, update.Quiescing, update.Committing:
 		head += fmt.Sprintf(", %d of %d ready", ready, len(s.Participants))
 	case update.Aborted:

@@ -218,7 +218,7 @@ func confirm(ctx context.Context, conn *varlink.Client, next *nextFiles, w io.Wr
 	} else if !s.Loaded {
 		return &refusedUpdate{kind: "NothingLoaded"}
 	}
-	fmt.Fprintf(w, "This host switches to %s. Services are stopped, and memory that is in no session is lost.\n%d participants will be asked to get ready first. Go on? [y/N] ", what, len(s.Participants))
+	fmt.Fprintf(w, "This host switches to %s. Services are stopped, and memory that is in no session is lost.\n%s will be asked to get ready first. Go on? [y/N] ", what, participantCount(len(s.Participants)))
 	answers := make(chan string, 1)
 	go func() {
 		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')

@@ -85,7 +85,7 @@ func TestUpdateEnds(t *testing.T) {
 		{"rehearsed", "--dry-run", []object{at("resumed", "it was a dry run, and everybody was ready")}, nil, 0, "", "rehearsed", ""},
 		{"cancelled", "--yes", []object{at("aborted", ""), at("resumed", "it was cancelled: why")}, nil, 1, "called off, and everything runs on: it was cancelled: why", "cancelled", ""},
 		{"the switch fails", "--yes", []object{at("resumed", "the switch failed: x")}, nil, 1, "called off, and everything runs on: the switch failed: x", "failed", ""},
-		{"vetoed", "--yes", []object{at("preparing", "")}, refusedWith("Vetoed", busy), 4, "vm1 (qemu/vm1) is vetoed: migrating; --without NAME", "vetoed", ""},
+		{"vetoed", "--yes", []object{at("preparing", "")}, refusedWith("Vetoed", busy), 4, "vm1 (qemu/vm1) vetoes: migrating; --without NAME", "vetoed", ""},
 		{"timed out", "--yes", nil, refusedWith("TimedOut", busy), 4, "--timeout gives more time", "timedOut", ""},
 		{"blocked", "--yes", nil, refusedWith("Blocked", object{"findings": []object{{"id": "x", "severity": "error", "text": "no LUO", "hint": "another kernel"}}}), 3, "no LUO (another kernel); --force", "blocked", ""},
 		{"nothing is loaded", "--yes", nil, refusedWith("NothingLoaded", nil), 1, "no kernel is loaded", "nothingLoaded", ""},
@@ -284,7 +284,7 @@ func TestUpdateOnATerminal(t *testing.T) {
 			return &varlink.Reply{Parameters: at("resumed", "it was cancelled: enough")}, nil
 		},
 	})
-	const question = "This host switches to the kernel that is loaded. Services are stopped, and memory that is in no session is lost.\r\n1 participants will be asked to get ready first. Go on? [y/N] "
+	const question = "This host switches to the kernel that is loaded. Services are stopped, and memory that is in no session is lost.\r\n1 participant will be asked to get ready first. Go on? [y/N] "
 	no := onTerminal(t, address, "update")
 	no.shows(question)
 	no.types("n\n")

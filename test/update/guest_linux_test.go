@@ -165,7 +165,7 @@ func TestInGuest(t *testing.T) {
 	h.step("a veto", func() {
 		h.participants[odd].manner("veto")
 		h.loadNext()
-		h.tool("update", "--yes").failed(t, 4, "is vetoed: not today")
+		h.tool("update", "--yes").failed(t, 4, "vetoes: not today")
 		h.runsOn("vetoes: not today")
 	})
 	h.step("a deadline", func() {

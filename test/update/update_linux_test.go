@@ -69,7 +69,7 @@ func TestVeto(t *testing.T) {
 		for _, manner := range []string{"veto", "veto-quiesce"} {
 			h.participants[1].manner(manner)
 			h.load()
-			h.tool("update", "--yes").failed(t, 4, "b (test) is vetoed: not ")
+			h.tool("update", "--yes").failed(t, 4, "b (test) vetoes: not ")
 			h.runsOn("b (test) vetoes: not ")
 		}
 	})
@@ -426,7 +426,7 @@ func TestLateVote(t *testing.T) {
 		}
 		late.hears("aborted")
 		late.votes(second.Round, "aborted", true)
-		wait().failed(t, 4, "late (test) is vetoed")
+		wait().failed(t, 4, "late (test) vetoes")
 		late.leave()
 		h.runsOn("late (test) vetoes")
 	})
