@@ -30,13 +30,13 @@ off with everything still running, and has PID 1 switch to the kernel that is lo
 io.holdfast.Update by varlink; holdfast update is its front end.
 
 It is started by systemd (holdfast-updated.socket, holdfast-updated.service), which hands it the
-listening socket. It keeps no state but a mark in $RUNTIME_DIRECTORY (beside the socket, with --listen) that an
-update is under way: when it is stopped or killed while one is being prepared, the update is
-off, all participants go on, and the next holdfast-updated unloads the kernel.
+listening socket. It keeps no state but a mark in $RUNTIME_DIRECTORY (beside the socket, with
+--listen) that an update is under way: when it is stopped or killed while one is being prepared,
+the update is off, all participants go on, and the next holdfast-updated unloads the kernel.
 
-Who may take part is said by the policy in /etc/holdfast/policy.d and /usr/lib/holdfast/policy.d,
-the same as holdfastd's (holdfast policy --help). SIGHUP has it read anew; if there is something
-wrong with it, the old one stays. Starting and cancelling updates is for the host's root alone.
+Who may take part is said by the policy in /etc/holdfast/policy.d and
+/usr/lib/holdfast/policy.d, the same as holdfastd's (holdfast policy --help). SIGHUP has it read
+anew; if there is something wrong with it, the old one stays. Starting and cancelling updates is for the host's root alone.
 
 Where PID 1 isn't systemd nobody stops anything: when all participants are ready the kernel is
 switched at once.

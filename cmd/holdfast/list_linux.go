@@ -65,10 +65,10 @@ for wrong usage.
 
 With --json it prints sessions, each with kernelName, parked, foreign, and where there
 is one name, owner, direction, claimed, and releaseBootUSec, when the policy has an
-unclaimed one released, in microseconds on CLOCK_BOOTTIME. With --all, besides, digest; holders, each
-with pid, unit, and fdstore where PID 1 has it in that unit's store; problems, in the
-words above; and next to sessions unseen, each with what, text, and pids where it is
-about processes.`
+unclaimed one released, in microseconds on CLOCK_BOOTTIME. With --all, besides, digest;
+holders, each with pid, unit, and fdstore where PID 1 has it in that unit's store;
+problems, in the words above; and next to sessions unseen, each with what, text, and
+pids where it is about processes.`
 
 const exampleList = `  holdfast list
   holdfast list --all

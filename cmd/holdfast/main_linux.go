@@ -18,13 +18,16 @@ import (
 	"github.com/holdfast-project/holdfast/internal/version"
 )
 
-const long = `holdfast gets live update sessions for programs, and says what works on a host.
+const long = `holdfast replaces the running kernel, and keeps the memory of programs that ask for it.
 
 A live update replaces the running kernel by kexec. What a program has put into a
 live update session stays in memory, and the program's next incarnation gets it
 back from the new kernel. Sessions are handed out by holdfastd, which works out
-from the caller's cgroup whose they are, and keeps them for programs without an
-fd store of their own.
+from the caller's cgroup whose they are, and keeps them (they are parked, then) for
+programs without an fd store of their own. The update is carried out by
+holdfast-updated, which has every program get ready, or calls it off.
+
+Begin with holdfast status: it changes nothing, and says what is missing.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 blocked by what check finds,
 4 vetoed or timed out.
@@ -34,16 +37,12 @@ Environment:
   HOLDFAST_UPDATE_ADDRESS   that of holdfast-updated, default ` + holdfast.UpdateAddress
 
 const example = `  holdfast status
+  holdfast check --entry debian-7.3.4
+  holdfast update --entry debian-7.3.4
+  holdfast wait --settled -t 10m
   systemd-run --unit=cache -p FileDescriptorStoreMax=16 -p FileDescriptorStorePreserve=yes \
       holdfast acquire ram -- /usr/bin/cache
-  holdfast identify --fd 3
-  holdfast park ram --file data=4
-  holdfast reclaim ram -- /usr/bin/cache
-  holdfast policy explain --unit cache.service ram
-  holdfast check /boot/vmlinuz-7.3.4
-  holdfast load --entry debian-7.3.4
-  holdfast update --dry-run
-  holdfast update /boot/vmlinuz-7.3.4`
+  holdfast policy explain --unit cache.service ram`
 
 // exitError ends the program with a status of its own.
 type exitError struct {
@@ -55,16 +54,29 @@ func (e *exitError) Unwrap() error { return e.error }
 
 func main() {
 	root := &cobra.Command{
-		Use: "holdfast", Short: "Get live update sessions for programs", Long: long, Example: example,
+		Use: "holdfast", Short: "Replace the running kernel, and keep the memory of programs", Long: long, Example: example,
 		Version:       version.Version,
 		SilenceErrors: true, SilenceUsage: true,
 		Args: cobra.NoArgs,
 	}
 	root.SetVersionTemplate("holdfast {{.Version}}\n")
-	root.AddCommand(statusCommand(), acquireCommand(), identifyCommand(),
-		parkCommand(), reclaimCommand(), releaseCommand(), listCommand(),
-		checkCommand(), loadCommand(), unloadCommand(), updateCommand(), cancelCommand(), waitCommand(), reportCommand(fetchReport),
-		quiesceCommand(), policyCommand(), versionCommand())
+	cobra.EnableCommandSorting = false // in the order in which they are used
+	root.AddGroup(&cobra.Group{ID: "host", Title: "This host:"}, &cobra.Group{ID: "update", Title: "An update, step by step:"},
+		&cobra.Group{ID: "session", Title: "Sessions of one program, from its unit or script:"})
+	for _, group := range []struct {
+		id       string
+		commands []*cobra.Command
+	}{
+		{"host", []*cobra.Command{statusCommand(), listCommand(), policyCommand()}},
+		{"update", []*cobra.Command{checkCommand(), loadCommand(), unloadCommand(), updateCommand(), cancelCommand(), waitCommand(), reportCommand(fetchReport), quiesceCommand()}},
+		{"session", []*cobra.Command{acquireCommand(), identifyCommand(), parkCommand(), reclaimCommand(), releaseCommand()}},
+	} {
+		for _, cmd := range group.commands {
+			cmd.GroupID = group.id
+			root.AddCommand(cmd)
+		}
+	}
+	root.AddCommand(versionCommand())
 	root.InitDefaultCompletionCmd()
 	// It runs once arguments and flags have been found right: what fails before it is wrong usage.
 	understood := false

@@ -168,11 +168,35 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, name := range []string{"", "status", "acquire", "identify", "park", "reclaim", "release", "list", "check", "load", "unload", "policy", "policy check", "policy explain", "version"} {
+	for _, name := range []string{"", "status", "acquire", "identify", "park", "reclaim", "release", "list", "check", "load", "unload", "update", "cancel", "wait", "report", "policy", "policy check", "policy explain", "version"} {
 		r := tool(t, nowhere, strings.Fields(name+" --help")...)
 		if r.status != 0 || r.stderr != "" || !strings.Contains(r.stdout, "Examples:\n  ") {
 			t.Errorf("holdfast %s --help: exit status %d, stderr %q, stdout without an example:\n%s", name, r.status, r.stderr, r.stdout)
 		}
+		text, _, _ := strings.Cut(r.stdout, "\nUsage:\n")
+		for line := range strings.Lines(text) {
+			if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 96 {
+				t.Errorf("holdfast %s --help: a line of %d characters: %s", name, n, line)
+			}
+		}
+	}
+}
+
+// TestHelpTeachesTheOrder: commands are shown in groups, those of an update in the order in which they are used.
+func TestHelpTeachesTheOrder(t *testing.T) {
+	help := tool(t, nowhere, "--help").stdout
+	at := 0
+	for _, want := range []string{
+		"This host:", "  status ", "  list ", "  policy ",
+		"An update, step by step:", "  check ", "  load ", "  unload ", "  update ", "  cancel ", "  wait ", "  report ",
+		"Sessions of one program", "  acquire ", "  identify ", "  park ", "  reclaim ", "  release ",
+		"Additional Commands:", "  version ", "  completion ", "  help ",
+	} {
+		i := strings.Index(help[at:], "\n"+want)
+		if i < 0 {
+			t.Fatalf("%q is missing, or not where it belongs:\n%s", want, help)
+		}
+		at += i + 1
 	}
 }
 

@@ -28,6 +28,8 @@ With --html or --trace it is written into a file; - is standard output. The HTML
 one file that fetches nothing. The trace opens in Perfetto, https://ui.perfetto.dev,
 and in chrome://tracing.
 
+Exit status: 0 shown; 1 if there is none to show, or it failed; 2 for wrong usage.
+
 With --json: round, began, from, to, clock, spans, participants, owners, dropped; all
 times are microseconds since began.`
 

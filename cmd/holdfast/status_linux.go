@@ -30,14 +30,18 @@ kernel is loaded to switch to. It changes nothing, and works without holdfastd t
 Exit status: 0 if sessions can be had; 1 if not, with the reason and what to do
 about it on standard error.
 
-With --watch it shows instead how the update that is under way, or the next one, goes on, until Ctrl-C: who is ready,
-who isn't, since when. With --json that is one object a line, as io.holdfast.Update.Status answers it.
+After an update it says besides of each session whether it is back, and why not.
+
+With --watch it shows instead how the update that is under way, or the next one, goes
+on, until Ctrl-C: who is ready, who isn't, since when. With --json that is one object
+a line, as io.holdfast.Update.Status answers it.
 
 With --json: ready; problem and hint where not ready (the problem is a word:
-noDevice, notEnabled, handoverFailed, policyBroken, noOrchestrator, …); kernel with release,
-device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe answers it,
-or null; systemd with version and carriesStores, or null where it isn't PID 1; update, as
-io.holdfast.Update.Status answers it, absent where holdfast-updated doesn't or only root may know.`
+noDevice, notEnabled, handoverFailed, policyBroken, noOrchestrator, …); kernel with
+release, device and kexecLoaded; orchestrator, as io.holdfast.Sessions.Describe
+answers it, or null; systemd with version and carriesStores, or null where it isn't
+PID 1; update, as io.holdfast.Update.Status answers it, absent where holdfast-updated
+doesn't or only root may know.`
 
 // carriesStores is for the text; systemd.CarriesStores decides.
 const carriesStores = 261

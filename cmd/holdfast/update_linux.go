@@ -34,15 +34,16 @@ holdfast-updated does all this by itself. Ctrl-C, or a closed terminal, ends onl
 watching. On a terminal it asks before it begins, and shows who is waited for;
 elsewhere it needs --yes, and says nothing but what went wrong.
 
-KERNEL, --entry, --initrd and the command line are what holdfast load takes: a KERNEL that
-needs an initrd must be given one, unless it is a unified image or a boot entry that has it.
+KERNEL, --entry, --initrd and the command line are what holdfast load takes: a KERNEL
+that needs an initrd must be given one, unless it is a unified image or a boot entry
+that has it.
 
 --dry-run has everybody prepare for real, calls the update off, and leaves a loaded
 kernel loaded; with KERNEL, that is checked and not loaded.
 
-Exit status: 0 done, which is when the switch is under way, and it is ended by that; 1 failed or
-cancelled; 2 wrong usage; 3 refused, since something would be lost; 4 vetoed or timed out;
-130 after Ctrl-C, and where it is told to end (SIGTERM), before the switch.
+Exit status: 0 done, which is when the switch is under way, and it is ended by that;
+1 failed or cancelled; 2 wrong usage; 3 refused, since something would be lost; 4 vetoed
+or timed out; 130 after Ctrl-C, and where it is told to end (SIGTERM), before the switch.
 
 With --json, one object at the end: outcome (switching, rehearsed, cancelled,
 nothingLoaded, blocked, vetoed, timedOut, inProgress, failed), round, phase, reason,

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const longWait = `Waits until the last update is settled: no round is under way, and for every session that came from
-the previous kernel it is known what became of it.
+const longWait = `Waits until the last update is settled: none is under way, and for every session that
+came from the previous kernel it is known what became of it. holdfast status shows it.
 
 Exit status: 0 settled, and nothing was lost; 1 something was lost or is overdue, which
 standard error names, or it failed; 2 wrong usage; 4 not settled in the time that -t gives.`
