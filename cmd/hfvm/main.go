@@ -62,6 +62,10 @@ reboots without a verdict, or at --timeout; 2 for wrong usage. A script that end
 with status 0 and without a verdict decides nothing, as a kexec may be under way
 (with --os none it has failed if no process is left).`
 
+const longBuild = `Builds what hfvm run would otherwise build when it is first needed: kernels, from the
+source in Debian's archive, which takes minutes each, and root file systems, by mmdebstrap. That
+needs the network; a run whose kernels and root file systems are in the cache doesn't.`
+
 const example = `  cat > hello.sh <<'EOF'
   #!/bin/sh -e
   echo "boot $HFVM_BOOT, kernel $(uname -r)"
@@ -168,7 +172,7 @@ func buildCommand() *cobra.Command {
 	var kernels, suites, packages []string
 	var initrd string
 	cmd := &cobra.Command{
-		Use: "build [flags]", Short: "Build kernels and root file systems into the cache",
+		Use: "build [flags]", Short: "Build kernels and root file systems into the cache", Long: longBuild,
 		Example: "  hfvm build --kernel 7.2 --kernel 7.3 --os forky",
 		Args:    usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -42,8 +42,11 @@ anybody: kexec_file_load() and reboot(). For scripts that run under luosim.`
 func main() {
 	status := 0
 	root := &cobra.Command{
-		Use: "luosim", Short: "any program under an emulated Live Update Orchestrator", Long: long,
+		Use: "luosim", Short: "Any program under an emulated Live Update Orchestrator", Long: long,
 		Version: version.Version, SilenceErrors: true, SilenceUsage: true,
+		Example: "  luosim run -- ./my-vmm-test",
+		Args:    cobra.NoArgs,
+		RunE:    func(*cobra.Command, []string) error { return errors.New("a command is missing") },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	config := machine.Config{Updates: machine.Unlimited, Log: os.Stderr}
@@ -51,8 +54,8 @@ func main() {
 	var faults []string
 	run := &cobra.Command{
 		Use:   "run [--updates N] [--kernel 7.2|7.0] [--fault NAME[=ARGUMENT][@BOOT]]... -- COMMAND [ARGUMENT]...",
-		Short: "run COMMAND",
-		Long:  longRun + machine.FaultHelp + "\n",
+		Short: "Run COMMAND under the emulated kernel", DisableFlagsInUseLine: true,
+		Long: longRun + machine.FaultHelp + "\n",
 		Example: `  luosim run -- ./my-vmm-test
   luosim run --fault busy=3 --fault retrieve=7@2 -- ./my-vmm-test
   go test -exec 'luosim run --' ./...
@@ -93,7 +96,7 @@ func main() {
 	flags.StringVar(&config.Version, "kernel", machine.DefaultVersion, "`version` of the emulated kernel: "+strings.Join(machine.VersionNames(), " or ")+"; 7.0 has no GET_NAME")
 	flags.StringArrayVar(&faults, "fault", nil, "let something go wrong: `NAME`[=ARGUMENT][@BOOT], see above")
 	kexec := &cobra.Command{
-		Use: "kexec", Short: "inside: update to the next kernel", Long: longKexec, Args: cobra.NoArgs,
+		Use: "kexec", Short: "Inside of luosim run: update to the next kernel", Long: longKexec, Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if luosim.Boot() == 0 {
 				fmt.Fprintln(os.Stderr, "luosim: this is not inside luosim run ($LUOSIM_BOOT is not set): the real machine isn't restarted")

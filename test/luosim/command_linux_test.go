@@ -52,7 +52,7 @@ func TestCommandsThatCannotRun(t *testing.T) {
 
 func TestWrongUsage(t *testing.T) {
 	for _, args := range [][]string{
-		{"no-such-subcommand"}, {"run"}, {"run", "--"}, {"run", "--no-such-flag", "--", "true"},
+		{}, {"no-such-subcommand"}, {"run"}, {"run", "--"}, {"run", "--no-such-flag", "--", "true"},
 		{"run", "--fault", "no-such-fault", "--", "true"}, {"run", "--fault", "busy=x", "--", "true"},
 		{"run", "--fault", "busy@x", "--", "true"}, {"run", "--fault", "busy@0", "--", "true"}, {"run", "--fault", "", "--", "true"},
 		{"run", "--fault", "eio=1", "--", "true"}, {"run", "--fault", "busy=-1", "--", "true"},
