@@ -69,7 +69,11 @@ func main() {
 // watch runs update.sh, which tells its story itself.
 func watch(ctx context.Context) error {
 	m, err := start(ctx, func(ctx context.Context, dir string) (*exec.Cmd, error) {
-		cmd, err := emulated("demo/update.sh")(ctx, dir)
+		bold := "BOLD="
+		if out, err := os.Stdout.Stat(); err == nil && out.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" {
+			bold = "BOLD=\x1b[1m"
+		}
+		cmd, err := emulated("demo/update.sh", bold)(ctx, dir)
 		if err == nil {
 			asRoot(cmd)
 		}

@@ -3,7 +3,7 @@
 # An update with three participants, on luosim: called off for a veto, with everybody running on, and then carried out.
 set -eu
 
-title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+title() { printf '\n%s%s%s\n' "${BOLD-}" "$*" "${BOLD:+$(printf '\033[0m')}"; }
 shown() {
 	printf '\n$ %s\n' "$*"
 	"$@"
