@@ -378,6 +378,9 @@ func releaseCommand() *cobra.Command {
 			if errors.As(err, &refused) && refused.Parameter == "direction" && direction == "" {
 				return fmt.Errorf("there are two sessions %q: say by --direction whether it is the incoming one, of the previous kernel, or the outgoing one", session)
 			}
+			if in.Name == "" && errors.Is(err, holdfast.ErrNoSuchSession) { // it says the client's portion alone
+				return fmt.Errorf("release %q: there is no such session; holdfast list --all shows those that are parked", kernelName)
+			}
 			return err
 		},
 	}

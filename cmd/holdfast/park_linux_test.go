@@ -226,6 +226,9 @@ func TestRelease(t *testing.T) {
 	address := answers(t, map[string]varlink.Method{"Release": method(`{"name":"ram"}`, nil,
 		&varlink.Error{Name: "io.holdfast.Sessions.NoSuchSession", Parameters: map[string]string{"name": "ram"}})})
 	tool(t, address, "release", "ram").failed(t, 1, `release "ram": there is no session "ram"`)
+	address = answers(t, map[string]varlink.Method{"Release": method(`{"kernelName":"h1-ok2ohkddat64npei.ram"}`, nil,
+		&varlink.Error{Name: "io.holdfast.Sessions.NoSuchSession", Parameters: map[string]string{"name": "ram"}})})
+	tool(t, address, "release", "--kernel-name", "h1-ok2ohkddat64npei.ram").failed(t, 1, `release "h1-ok2ohkddat64npei.ram": there is no such session; holdfast list --all shows`)
 	address = answers(t, map[string]varlink.Method{"Release": method(`{"name":"ram"}`, nil, varlink.InvalidParameter("direction"))})
 	tool(t, address, "release", "ram").failed(t, 1, "say by --direction whether it is the incoming one")
 }
