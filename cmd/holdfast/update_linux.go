@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-project/holdfast/internal/oneline"
 	"github.com/holdfast-project/holdfast/internal/update"
 	"github.com/holdfast-project/holdfast/internal/varlink"
 )
@@ -32,7 +33,7 @@ and by holdfast cancel. Then everybody runs on, and no kernel stays loaded.
 
 holdfast-updated does all this by itself. Ctrl-C, or a closed terminal, ends only the
 watching. On a terminal it asks before it begins, and shows who is waited for;
-elsewhere it needs --yes, and says nothing but what went wrong.
+elsewhere it needs --yes, and says only who is left behind, and what went wrong.
 
 KERNEL, --entry, --initrd and the command line are what holdfast load takes: a KERNEL
 that needs an initrd must be given one, unless it is a unified image or a boot entry
@@ -256,9 +257,14 @@ func carryOut(ctx context.Context, conn *varlink.Client, next *nextFiles, o upda
 	}
 	show, stop := live(screen)
 	defer stop()
+	told := screen != nil || o.json
 	err = follow(ctx, conn, "Start", in, func(s roundStatus) error {
 		last = s
 		show(s)
+		if !told && (s.Phase == update.Committing || o.dryRun && s.Phase == update.Prepared) {
+			told = true
+			leftBehind(os.Stderr, s.Participants)
+		}
 		return nil
 	})
 	var refused *refusedUpdate
@@ -267,6 +273,15 @@ func carryOut(ctx context.Context, conn *varlink.Client, next *nextFiles, o upda
 		err = unloadAgain(ctx, conn, err)
 	}
 	return last, true, err
+}
+
+// leftBehind says who isn't ready for a switch that doesn't wait for them. On a terminal that is to be seen all the time.
+func leftBehind(w io.Writer, all []participant) {
+	for _, p := range all {
+		if p.State != update.Ready {
+			fmt.Fprintln(w, oneline.Of("holdfast: left behind: "+p.String()))
+		}
+	}
 }
 
 // unloadAgain drops what was loaded for an update that was refused then.

@@ -61,8 +61,13 @@ type object = map[string]any
 var (
 	vm1  = object{"name": "vm1", "owner": "qemu/vm1", "required": true, "state": "vetoed", "reason": "migrating"}
 	busy = object{"participants": []object{vm1}}
+	vm2  = object{"name": "vm2", "owner": "qemu/vm2", "required": true, "state": "ready"}
 	at   = func(phase, reason string) object {
-		return object{"round": 3, "phase": phase, "reason": reason, "participants": []object{vm1}}
+		is := vm1
+		if phase == "committing" {
+			is = vm2
+		}
+		return object{"round": 3, "phase": phase, "reason": reason, "participants": []object{is}}
 	}
 )
 
@@ -122,6 +127,30 @@ func TestUpdateEnds(t *testing.T) {
 				t.Errorf("%v, %+v; want status %d, outcome %s", err, got, c.status, c.outcome)
 			}
 		})
+	}
+}
+
+// Who isn't waited for, and isn't ready, is named before the switch.
+func TestUpdateLeavesBehind(t *testing.T) {
+	for _, c := range []struct {
+		args, phase string
+	}{{"--yes", "committing"}, {"--dry-run", "prepared"}} {
+		address := updates(t, map[string]varlink.Method{"Start": func(_ context.Context, call *varlink.Call) (*varlink.Reply, error) {
+			s := at(c.phase, "")
+			s["participants"] = []object{{"name": "a", "owner": "/a.service", "state": "ready"},
+				{"name": "b", "owner": "/b.service", "state": "vetoed", "reason": "no\x1b[2Jroom"}}
+			if err := call.Continue(&varlink.Reply{Parameters: s}); err != nil {
+				return nil, err
+			}
+			if c.phase == "prepared" {
+				s = at("resumed", "it was a dry run, and everybody was ready")
+			}
+			return &varlink.Reply{Parameters: s}, nil
+		}})
+		got := updateTool(t, address, "update", c.args)
+		if want := "holdfast: left behind: b (/b.service) vetoes: no [2Jroom\n"; got.status != 0 || got.stdout != "" || got.stderr != want {
+			t.Errorf("%s: %+v", c.args, got)
+		}
 	}
 }
 
