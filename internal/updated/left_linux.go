@@ -195,6 +195,12 @@ func (u *Updated) leftWhileLooked(p update.Participant, now time.Time) {
 	}
 }
 
+// forgetWhoLeft has nobody waited for any more who has left while it was looked: what that was for has begun, or was refused. The
+// lock is held.
+func (u *Updated) forgetWhoLeft() {
+	u.expected = slices.DeleteFunc(u.expected, func(s seat) bool { return s.left })
+}
+
 // noteSeats has the next process know who takes part, or is yet to come back.
 func (u *Updated) noteSeats() {
 	u.noting.Lock()
@@ -223,38 +229,36 @@ func (u *Updated) noteSeats() {
 // missed waits a while for those who took part before, and returns the required ones that haven't come back.
 func (u *Updated) missed(ctx context.Context, o update.Options) []Finding {
 	for {
-		v := u.look()
 		u.mu.Lock()
-		missing := slices.Clone(u.expected)
-		until := u.expectedUntil
+		missing, changed := u.missing(o), u.changed
+		waits, left := len(u.expected) > 0, time.Until(u.expectedUntil)
 		u.mu.Unlock()
-		if left := time.Until(until); len(missing) > 0 && left > 0 {
-			timer := time.NewTimer(left)
-			select {
-			case <-v.changed:
-			case <-timer.C:
-			case <-ctx.Done():
-			}
-			timer.Stop()
-			if ctx.Err() == nil {
-				continue
-			}
+		if !waits || left <= 0 {
+			return missing
 		}
-		var names []string
-		for _, s := range missing {
-			if s.Required && !o.Excuses(s.Name, s.Owner) {
-				names = append(names, fmt.Sprintf("%s (%s)", s.Name, s.Owner))
-			}
+		timer := time.NewTimer(left)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			return missing
 		}
-		// That it is gone is known by this; then it is no longer counted on.
-		u.mu.Lock()
-		u.expected = slices.DeleteFunc(u.expected, func(s seat) bool { return s.left })
-		u.mu.Unlock()
-		if len(names) == 0 {
-			return nil
-		}
-		return []Finding{{ID: "participant", Severity: "error",
-			Text: "required, and gone since holdfast-updated was restarted or the update was asked for: " + strings.Join(names, ", "),
-			Hint: "start it again, or leave it out with --without NAME"}}
+		timer.Stop()
 	}
+}
+
+// missing are those who are required, and expected back. The lock is held.
+func (u *Updated) missing(o update.Options) []Finding {
+	var names []string
+	for _, s := range u.expected {
+		if s.Required && !o.Excuses(s.Name, s.Owner) {
+			names = append(names, fmt.Sprintf("%s (%s)", s.Name, s.Owner))
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return []Finding{{ID: "participant", Severity: "error",
+		Text: "required, and gone since holdfast-updated was restarted or the update was asked for: " + strings.Join(names, ", "),
+		Hint: "start it again, or leave it out with --without NAME"}}
 }

@@ -103,3 +103,87 @@ func TestStoppedInTheSwitch(t *testing.T) {
 		t.Error("the kernel is still loaded, or the mark is there")
 	}
 }
+
+// A required participant that ends when it is almost certain that an update may begin is in the way as well.
+func TestGoneRightBeforeItBegins(t *testing.T) {
+	asking, answer := make(chan struct{}), make(chan struct{})
+	h := on(t, rules, func(h *host) {
+		orchestrator := h.Orchestrator
+		h.Orchestrator = func(ctx context.Context) (Watched, error) {
+			asking <- struct{}{}
+			<-answer
+			return orchestrator(ctx)
+		}
+	})
+	a := h.joins(`{"name":"a"}`)
+	started, _ := h.stream("Start", `{}`)
+	<-asking
+	a.leave()
+	h.eventually(func() bool { return !strings.Contains(h.call("Status", `{}`), `"a"`) })
+	answer <- struct{}{}
+	if got := next(t, started, ""); !strings.Contains(got, "Blocked") || !strings.Contains(got, "a (test)") {
+		t.Errorf("%s", got)
+	}
+}
+
+// Who has left while an update was refused for something else is not counted on the next time.
+func TestGoneWhileItIsRefused(t *testing.T) {
+	checking, check := make(chan struct{}), make(chan []Finding)
+	h := on(t, rules, func(h *host) {
+		h.Check = func(context.Context, *Target) ([]Finding, error) {
+			checking <- struct{}{}
+			return <-check, nil
+		}
+	})
+	a, b := h.joins(`{"name":"a"}`), h.joins(`{"name":"b"}`)
+	started, _ := h.stream("Start", `{}`)
+	<-checking
+	a.leave()
+	h.eventually(func() bool { return !strings.Contains(h.call("Status", `{}`), `"a"`) })
+	check <- []Finding{{ID: "x", Severity: "error", Text: "x"}}
+	next(t, started, "Blocked")
+	started, _ = h.stream("Start", `{}`)
+	<-checking
+	check <- nil
+	if got := next(t, started, ""); !strings.Contains(got, `"phase":"preparing"`) {
+		t.Errorf("%s", got)
+	}
+	b.leave()
+}
+
+// A switch that another process has asked for can't be called off, and that is said.
+func TestCancelInLimbo(t *testing.T) {
+	h := on(t, rules, func(h *host) {
+		h.underWay = true
+		if err := h.mark(markSwitch); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := h.call("Cancel", `{}`); got != `InProgress {"phase":"committing"}` {
+		t.Errorf("%s", got)
+	}
+}
+
+// Cancelling an update that hasn't begun doesn't take the kernel from somebody else's kexec.
+func TestCancelledBeforeItBeginsAndUnderWay(t *testing.T) {
+	checking, check := make(chan struct{}), make(chan struct{})
+	h := on(t, rules, func(h *host) {
+		h.Check = func(context.Context, *Target) ([]Finding, error) {
+			checking <- struct{}{}
+			<-check
+			return nil, nil
+		}
+	})
+	a := h.joins(`{"name":"a"}`)
+	started, _ := h.stream("Start", `{}`)
+	<-checking
+	h.set(&h.underWay, true)
+	h.call("Cancel", `{}`)
+	check <- struct{}{}
+	next(t, started, `"resumed"`)
+	if !h.is(&h.loaded) {
+		t.Error("the kernel was unloaded under PID 1's feet")
+	}
+	a.ready(1, "preparing", "quiescing")
+	next(t, a.said, `"committing"`)
+}

@@ -264,7 +264,12 @@ func (u *Updated) cancel(_ context.Context, call *varlink.Call) (*varlink.Reply,
 	}
 	var err error
 	u.do(func(r *update.Rounds, now time.Time) {
-		if err = r.Cancel(now, reason); errors.Is(err, update.ErrNoRound) && u.begins {
+		err = r.Cancel(now, reason)
+		switch {
+		case !errors.Is(err, update.ErrNoRound):
+		case u.limbo:
+			err = &update.InProgressError{Phase: update.Committing}
+		case u.begins:
 			u.cancelled = &reason
 		}
 	})

@@ -58,7 +58,10 @@ func (u *Updated) begin(ctx context.Context, o update.Options, force bool) (*rou
 	var begun *round
 	err := u.between(func() (err error) {
 		u.do(func(*update.Rounds, time.Time) { u.begins, u.cancelled = true, nil })
-		defer u.do(func(*update.Rounds, time.Time) { u.begins = false })
+		defer u.do(func(*update.Rounds, time.Time) {
+			u.begins = false
+			u.forgetWhoLeft()
+		})
 		begun, err = u.beginFree(ctx, o, force)
 		return err
 	})
@@ -118,6 +121,8 @@ func (u *Updated) beginFree(ctx context.Context, o update.Options, force bool) (
 			err = visible(update.ErrNoRound)
 		case ctx.Err() != nil:
 			err = context.Cause(ctx) // who asked for it has gone, and was told of nothing
+		case !force && !o.UnderWay && u.missing(o) != nil: // one has left since missed
+			err = Blocked(u.missing(o))
 		default:
 			if r.number, err = rounds.Start(now, o); err == nil {
 				u.orchestrator, u.switching = orchestrator, false
@@ -131,7 +136,7 @@ func (u *Updated) beginFree(ctx context.Context, o update.Options, force bool) (
 			u.unmark()
 		}
 		if errors.Is(err, update.ErrNoRound) {
-			return u.notBegun(ctx, o)
+			return u.notBegun(o)
 		}
 		return nil, visible(err)
 	}
@@ -144,7 +149,7 @@ func (u *Updated) beginFree(ctx context.Context, o update.Options, force bool) (
 }
 
 // notBegun is the round that was cancelled before anybody was asked for anything.
-func (u *Updated) notBegun(ctx context.Context, o update.Options) (*round, error) {
+func (u *Updated) notBegun(o update.Options) (*round, error) {
 	u.mu.Lock()
 	r := &round{Options: o, done: make(chan struct{}), result: u.rounds.Snapshot()}
 	reason := "it was cancelled"
@@ -153,12 +158,10 @@ func (u *Updated) notBegun(ctx context.Context, o update.Options) (*round, error
 	}
 	u.mu.Unlock()
 	close(r.done)
-	if !o.DryRun && !o.UnderWay {
-		if err := u.Unload(ctx); err != nil {
-			return nil, err
-		}
-	}
 	r.number = r.result.Round
+	if err := u.drop(r); err != nil {
+		return nil, err
+	}
 	r.result.Phase, r.result.Reason, r.result.Cause, r.result.Guilty = update.Resumed, reason, update.Cancelled, nil
 	return r, nil
 }
