@@ -48,6 +48,13 @@ func cancelCommand() *cobra.Command {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), "no update is under way")
 				return err
 			}
+			if statusErr != nil { // a reply that is too long is the end of its connection
+				conn.Close()
+				if conn, err = dialUpdated(ctx); err != nil {
+					return err
+				}
+				defer conn.Close()
+			}
 			in := struct {
 				Reason string `json:"reason,omitempty"`
 			}{reason}

@@ -41,14 +41,11 @@ func quiesce(ctx context.Context, underWay func(context.Context) (bool, error)) 
 			if ready, err = makeReady(ctx); ready {
 				return nil
 			}
-			if err == nil { // a round that was in the way is over
-				continue
-			}
-			if time.Since(began) > time.Second {
-				failed = 0 // somebody was there
+			if err == nil || time.Since(began) > time.Second {
+				failed = 0 // somebody was there: what was in the way, as a round or a kernel that is loaded, may be over now
 			}
 		}
-		if final(err) || ctx.Err() != nil || failed == quiesceTries {
+		if err != nil && (final(err) || ctx.Err() != nil || failed == quiesceTries) {
 			return err
 		}
 		failed++

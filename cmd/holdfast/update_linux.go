@@ -124,9 +124,9 @@ func runUpdate(cmd *cobra.Command, o updateOptions) error {
 			return err
 		}
 	}
-	last, asked, err := carryOut(ctx, conn, next, o)
+	last, err := carryOut(ctx, conn, next, o)
 	if err != nil && ctx.Err() != nil && last.Phase != update.Committing {
-		return &exitError{130, detached(asked)}
+		return &exitError{130, detached(last.Round > 0)}
 	}
 	result := updateResult{Round: last.Round, Phase: last.Phase, Reason: last.Reason, Participants: last.Participants}
 	var refused *refusedUpdate
@@ -199,8 +199,9 @@ func notSwitching(ctx context.Context) error {
 	}
 }
 
-func detached(asked bool) error {
-	if !asked {
+// detached is what Ctrl-C ends with. Where holdfast-updated has told of no round yet, it begins none any more.
+func detached(begun bool) error {
+	if !begun {
 		return errors.New("given up before it began; nothing has changed but what holdfast status says is loaded")
 	}
 	return errors.New("no longer watching: the update goes on by itself; holdfast status --watch shows it, holdfast cancel calls it off")
@@ -238,11 +239,11 @@ func confirm(ctx context.Context, conn *varlink.Client, next *nextFiles, w io.Wr
 	return errNotBegun
 }
 
-// carryOut returns the last that was heard of the round, and whether it was asked for.
-func carryOut(ctx context.Context, conn *varlink.Client, next *nextFiles, o updateOptions) (last roundStatus, asked bool, err error) {
+// carryOut returns the last that was heard of the round.
+func carryOut(ctx context.Context, conn *varlink.Client, next *nextFiles, o updateOptions) (last roundStatus, err error) {
 	if next != nil {
 		if err := prepareKernel(ctx, conn, next, o); err != nil {
-			return last, false, err
+			return last, err
 		}
 	}
 	in := struct {
@@ -272,7 +273,7 @@ func carryOut(ctx context.Context, conn *varlink.Client, next *nextFiles, o upda
 		// Any reboot would switch to it, with nobody prepared.
 		err = unloadAgain(ctx, conn, err)
 	}
-	return last, true, err
+	return last, err
 }
 
 // leftBehind says who isn't ready for a switch that doesn't wait for them. On a terminal that is to be seen all the time.

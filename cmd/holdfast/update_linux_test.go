@@ -498,9 +498,51 @@ func TestCancel(t *testing.T) {
 	status = of("waiting")
 	updateTool(t, address, "cancel").failed(t, 1, "not everybody has said that it runs on: vm1 (qemu/vm1) is late")
 	then = nil
+	// What is under way is called off, however long the list of all that is carried.
+	status, cancelled = at("preparing", strings.Repeat("x", 1<<20)), ""
+	updateTool(t, address, "cancel", "--reason", "why").failed(t, 1, "called off, but whether everything runs on can't be told")
+	if cancelled != "why" {
+		t.Error("it is not called off")
+	}
 	status, refusal = at("committing", ""), refusedWith("InProgress", object{"phase": "committing"})
 	updateTool(t, address, "cancel").failed(t, 1, "it is too late: the update is committing")
 	updateTool(t, nowhere, "cancel").failed(t, 1, "is holdfast-updated.socket started?")
+}
+
+// Ctrl-C while holdfast-updated still looks whether anything would be lost: it begins nothing then.
+func TestUpdateIsTerminatedBeforeItBegins(t *testing.T) {
+	starting := make(chan struct{})
+	address := updates(t, map[string]varlink.Method{"Start": func(ctx context.Context, _ *varlink.Call) (*varlink.Reply, error) {
+		close(starting)
+		<-ctx.Done()
+		return nil, nil
+	}})
+	screen := onTerminal(t, address, "update", "--yes")
+	<-starting
+	screen.cmd.Process.Signal(syscall.SIGINT)
+	screen.shows("given up before it began")
+	if got := screen.ends(); got != 130 {
+		t.Errorf("exit status %d", got)
+	}
+}
+
+// While a kernel is being loaded no round begins, and there is none to watch.
+func TestQuiesceIsPatient(t *testing.T) {
+	starts := 0
+	t.Setenv("HOLDFAST_UPDATE_ADDRESS", updates(t, map[string]varlink.Method{
+		"Start": func(context.Context, *varlink.Call) (*varlink.Reply, error) {
+			starts++
+			return nil, refusedWith("InProgress", object{"phase": "preparing"})
+		},
+		"Status": func(context.Context, *varlink.Call) (*varlink.Reply, error) {
+			return &varlink.Reply{Parameters: at("idle", "")}, nil
+		},
+	}))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*quiesceRetry)
+	defer cancel()
+	if err := quiesce(ctx, func(context.Context) (bool, error) { return true, nil }); err == nil || starts > 5 {
+		t.Errorf("%v, after it was asked for %d times", err, starts)
+	}
 }
 
 // What a plain systemctl kexec waits for.
