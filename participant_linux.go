@@ -522,12 +522,10 @@ func (h held) giveUp() error {
 	var left error
 	if storing {
 		// Where Store was broken off, as by the end of the round, PID 1 may have it all the same.
-		if left = h.session.Discard(ctx); stored {
-			return left
-		}
+		left = h.session.Discard(ctx)
 	}
 	h.session.Close()
-	if !committed {
+	if stored || !committed {
 		return left
 	}
 	// Even where Park failed: the orchestrator may keep it all the same.

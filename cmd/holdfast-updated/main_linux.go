@@ -30,8 +30,8 @@ off with everything still running, and has PID 1 switch to the kernel that is lo
 io.holdfast.Update by varlink; holdfast update is its front end.
 
 It is started by systemd (holdfast-updated.socket, holdfast-updated.service), which hands it the
-listening socket. It keeps no state but a mark in $RUNTIME_DIRECTORY (beside the socket, with
---listen) that an update is under way: when it is stopped or killed while one is being prepared,
+listening socket. It keeps no state but, in $RUNTIME_DIRECTORY (beside the socket, with
+--listen), how far an update is and who takes part: when it is stopped or killed while one is being prepared,
 the update is off, all participants go on, and the next holdfast-updated unloads the kernel.
 
 Who may take part is said by the policy in /etc/holdfast/policy.d and

@@ -147,6 +147,7 @@ type entry struct {
 	kept    string // its name with the keeper, if that is another
 	files   []File
 	claimed bool // incoming: its owner has got it since the update
+	lent    bool // incoming: it was handed to somebody who asked, whether or not that could be noted
 }
 
 // New takes over what the keeper has handed back. Descriptors that aren't anybody's session or file are closed, and
@@ -670,6 +671,9 @@ func (c *Custody) keepEntry(ctx context.Context, e *entry) error {
 
 // claim remembers, with the keeper, that the owner has got an incoming session.
 func (c *Custody) claim(ctx context.Context, e *entry) error {
+	c.mu.Lock()
+	e.lent = true
+	c.mu.Unlock()
 	if err := c.keepEntry(ctx, e); err != nil { // it may not be there yet
 		// Its owner becomes a second holder, which is better than none.
 		c.log.Error("lends a session that the keeper hasn't", "kernelName", e.fdname.KernelName, "reason", err)

@@ -27,8 +27,8 @@ func (c *Custody) Unclaimed() []string {
 }
 
 func (c *Custody) unclaimed(e *entry) bool {
-	return !e.claimed && e.fdname.Boot != earlier &&
-		// Lent while the keeper had no room for the mark.
+	return !e.claimed && !e.lent && e.fdname.Boot != earlier &&
+		// Lent before, while the keeper had no room for the mark.
 		!slices.ContainsFunc(c.returns, func(r Return) bool { return r.KernelName == e.fdname.KernelName })
 }
 

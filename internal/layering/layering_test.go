@@ -51,7 +51,7 @@ var layers = map[string][]string{
 
 	// An update: the rules of a round, and who conducts it.
 	"internal/update":  {},
-	"internal/updated": {"api", "internal/fd", "internal/kexec", "internal/name", "internal/oneline", "internal/peer", "internal/places", "internal/policy", "internal/systemd", "internal/update", "internal/varlink"},
+	"internal/updated": {"api", "internal/fd", "internal/fdname", "internal/kexec", "internal/name", "internal/oneline", "internal/peer", "internal/places", "internal/policy", "internal/systemd", "internal/update", "internal/varlink"},
 
 	// What files say, without running them.
 	"internal/decompress": {},

@@ -3,6 +3,7 @@
 package updated
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-project/holdfast/internal/fdname"
 	"github.com/holdfast-project/holdfast/internal/update"
 )
 
@@ -32,10 +34,39 @@ const (
 	markReady mark = "ready"
 )
 
-func (u *Updated) mark(m mark) error { return os.WriteFile(u.Mark, []byte(m), 0o600) }
+// leave writes a file for the next process of this boot, whole or not at all.
+func leave(file string, text []byte) error {
+	boot, err := fdname.ThisBoot()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file+".new", append([]byte(boot+"\n"), text...), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// left reads what leave has written in this boot. What isn't there is os.ErrNotExist.
+func left(file string) ([]byte, error) {
+	boot, err := fdname.ThisBoot()
+	if err != nil {
+		return nil, err
+	}
+	all, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	text, ours := bytes.CutPrefix(all, []byte(boot+"\n"))
+	if !ours {
+		return nil, os.ErrNotExist // before the kexec, in a directory that crossed it
+	}
+	return text, nil
+}
+
+func (u *Updated) mark(m mark) error { return leave(u.Mark, []byte(m)) }
 
 func (u *Updated) marked() mark {
-	text, err := os.ReadFile(u.Mark)
+	text, err := left(u.Mark)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		u.Log.Warn("whether a round was broken off can't be told", "error", err)
 	}
@@ -169,7 +200,7 @@ func (u *Updated) seatsFile() string { return u.Mark + ".participants" }
 
 // expect reads who took part when another process ended.
 func (u *Updated) expect() {
-	text, err := os.ReadFile(u.seatsFile())
+	text, err := left(u.seatsFile())
 	if err == nil {
 		err = json.Unmarshal(text, &u.expected)
 	}
@@ -219,7 +250,7 @@ func (u *Updated) noteSeats() {
 	}
 	text, err := json.Marshal(seats)
 	if err == nil {
-		err = os.WriteFile(u.seatsFile(), text, 0o600)
+		err = leave(u.seatsFile(), text)
 	}
 	if err != nil {
 		u.Log.Warn("a later holdfast-updated will not wait for who takes part now", "error", err)

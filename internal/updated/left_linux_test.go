@@ -10,13 +10,31 @@ import (
 	"testing"
 )
 
+// What lies in a directory that crossed a kexec is of another boot's process, and says nothing.
+func TestLeftInAnotherBoot(t *testing.T) {
+	h := on(t, rules, func(h *host) {
+		if err := errors.Join(os.WriteFile(h.Mark, []byte("01234567\nround"), 0o600),
+			os.WriteFile(h.seatsFile(), []byte("01234567\n"+`[{"name":"b","owner":"test","required":true}]`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if h.joins(`{"name":"a"}`); !h.is(&h.loaded) {
+		t.Error("the kernel was dropped")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.expected) > 0 {
+		t.Errorf("expected back: %+v", h.expected)
+	}
+}
+
 // PID 1 doesn't answer a process that finds a round broken off; and then says this.
 func TestStartedAndUnderWayIsUnknown(t *testing.T) {
 	for name, underWay := range map[string]bool{"nothing is under way": false, "a kexec is under way": true} {
 		t.Run(name, func(t *testing.T) {
 			answers := false
 			h := on(t, rules, func(h *host) {
-				if err := os.WriteFile(h.Mark, []byte(markRound), 0o600); err != nil {
+				if err := h.mark(markRound); err != nil {
 					t.Fatal(err)
 				}
 				h.UnderWay = func(context.Context) (bool, error) {

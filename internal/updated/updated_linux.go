@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 // Package updated answers io.holdfast.Update, and takes rounds from the first question to the switch. The rules of a round
-// are package update's; here are the participants' connections, the clock, and what is done in each phase. It keeps
-// nothing: when the process ends, so do the connections, which calls a round off.
+// are package update's; here are the participants' connections, the clock, and what is done in each phase. When the
+// process ends, so do the connections, which calls a round off; what the next process must know of it lies in a file.
 package updated
 
 import (
@@ -76,8 +76,8 @@ type Updated struct {
 	Switch func(context.Context) error
 	// UnderWay tells whether a kexec is on its way already, whoever asked for it.
 	UnderWay func(context.Context) (bool, error)
-	// Mark is a file that is there while a round is under way: what a process finds that is killed in it. It may be lost; then
-	// only a kernel stays loaded that needn't.
+	// Mark is a file that says how far a round is, and Mark.participants who takes part: what the next process finds, in the same
+	// boot, if this one is killed. They may be lost; then a kernel may stay loaded that needn't, and nobody is waited for.
 	Mark string
 	// Orchestrator makes sure that holdfastd answers, and watches it until ctx ends.
 	Orchestrator func(ctx context.Context) (Watched, error)
@@ -112,7 +112,7 @@ type Updated struct {
 	// subscriptions are the participants' by ID, and untold counts what they are yet to be told of.
 	subscriptions map[string]*subscription
 	untold        int
-	// limbo is a kexec that was under way when this process started.
+	// limbo is a kexec that was under way when this process started, and that everybody was ready for.
 	limbo bool
 	// orchestrator is the present round's.
 	orchestrator Watched

@@ -640,7 +640,7 @@ func TestStartedUnderWayAndNobodyIsReady(t *testing.T) {
 			h := on(t, rules, func(h *host) {
 				h.underWay = true
 				seats, _ := json.Marshal([]seat{{Name: "a", Owner: "test", Required: true}})
-				if err := errors.Join(h.mark(left), os.WriteFile(h.seatsFile(), seats, 0o600)); err != nil {
+				if err := errors.Join(h.mark(left), leave(h.seatsFile(), seats)); err != nil {
 					t.Fatal(err)
 				}
 			})
