@@ -25,7 +25,8 @@ func keptMemory(ctx context.Context) (*os.File, error) {
 	if err != nil { // don't start afresh: something is there
 		return nil, err
 	}
-	for _, old := range restored { // after a crash, a restart or an update
+	if len(restored) > 0 { // after a crash, a restart or an update
+		old := restored[0]
 		files, err := old.Retrieve()
 		if err != nil {
 			return nil, err
