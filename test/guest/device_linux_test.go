@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast/liveupdate"
+	"github.com/holdfast-project/holdfast/test/trace"
 )
 
 // createSession is LIVEUPDATE_IOCTL_CREATE_SESSION.
@@ -154,14 +155,14 @@ func TestShareOfTheTimeWithTheDeviceOpen(t *testing.T) {
 
 	// Where in the program the device is opened, and so where that call's ioctl and close are made too.
 	var at atomic.Uint64
-	tr := startTrace(t, d.pid(), func(stop *syscallStop) verdict {
-		if stop.entry() && stop.nr == unix.SYS_OPENAT && text(stop.tid, stop.args[1]) == liveupdate.DevicePath {
-			at.Store(stop.ip)
+	tr := traced(t, d.pid(), func(stop *trace.Stop) trace.Verdict {
+		if stop.Entry() && stop.Nr == unix.SYS_OPENAT && trace.Text(stop.TID, stop.Args[1]) == liveupdate.DevicePath {
+			at.Store(stop.IP)
 		}
-		return goOn
+		return trace.GoOn
 	})
 	c.acquire(t, here.me.owner, "ram").Close()
-	tr.end(t)
+	ended(t, tr)
 	if at.Load() == 0 {
 		t.Fatal("the daemon did not open the device")
 	}

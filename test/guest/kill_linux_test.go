@@ -15,11 +15,12 @@ import (
 	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/name"
 	"github.com/holdfast-project/holdfast/liveupdate"
+	"github.com/holdfast-project/holdfast/test/trace"
 )
 
 // killed kills the daemon at the n-th system call since the trace began to count.
 type killed struct {
-	*trace
+	*trace.Trace
 	counting atomic.Bool
 	calls    atomic.Int64
 	done     chan struct{} // closed when the daemon was killed
@@ -28,13 +29,13 @@ type killed struct {
 func killAt(t *testing.T, d *daemon, n int) *killed {
 	t.Helper()
 	k := &killed{done: make(chan struct{})}
-	k.trace = startTrace(t, d.pid(), func(stop *syscallStop) verdict {
-		if !k.counting.Load() || !stop.entry() || k.calls.Add(1) < int64(n) {
-			return goOn
+	k.Trace = traced(t, d.pid(), func(stop *trace.Stop) trace.Verdict {
+		if !k.counting.Load() || !stop.Entry() || k.calls.Add(1) < int64(n) {
+			return trace.GoOn
 		}
 		unix.Kill(d.pid(), unix.SIGKILL)
 		close(k.done)
-		return letGo
+		return trace.LetGo
 	})
 	return k
 }
@@ -73,7 +74,7 @@ func eachKill(t *testing.T, call func() (*liveupdate.Session, error), after func
 			d = socket.start(t)
 			got = <-result
 		case got = <-result:
-			k.end(t)
+			ended(t, k.Trace)
 			select {
 			case <-k.done:
 				d.wait(t)
@@ -82,7 +83,7 @@ func eachKill(t *testing.T, call func() (*liveupdate.Session, error), after func
 				harmed = false
 			}
 		}
-		k.wait(t)
+		over(t, k.Trace)
 		probe.close()
 
 		next := dial(t)
@@ -178,16 +179,16 @@ func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
 	d, c := serve(t)
 	answers, closes := false, false
 	held := make(chan struct{})
-	tr := startTrace(t, d.pid(), func(stop *syscallStop) verdict {
+	tr := traced(t, d.pid(), func(stop *trace.Stop) trace.Verdict {
 		switch {
-		case stop.entry() && stop.nr == unix.SYS_SENDMSG:
+		case stop.Entry() && stop.Nr == unix.SYS_SENDMSG:
 			answers = true
-		case stop.entry() && stop.nr == unix.SYS_CLOSE && answers && !closes:
+		case stop.Entry() && stop.Nr == unix.SYS_CLOSE && answers && !closes:
 			closes = true
 			close(held)
-			return stay
+			return trace.Stay
 		}
-		return goOn
+		return trace.GoOn
 	})
 	c.acquire(t, here.me.owner, "ram").Close()
 	select {
@@ -205,7 +206,7 @@ func TestNameIsFreeBeforeTheDaemonHasClosed(t *testing.T) {
 	for range 20 {
 		others.sessions(t, "Describe", `{}`)
 	}
-	tr.end(t)
+	ended(t, tr)
 	r, err := next.receive()
 	if err != nil {
 		t.Fatal(err)

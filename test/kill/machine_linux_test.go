@@ -381,14 +381,14 @@ func (m *machine) killClient(j *job, r *name) (died bool, calls int64, err error
 	if err != nil {
 		return false, 0, err
 	}
-	tr, err := startTrace(v.cmd.Process.Pid, j.N, *every, func() {})
+	tr, err := startKiller(v.cmd.Process.Pid, j.N, *every, func() {})
 	if err != nil {
 		return false, 0, err
 	}
 	tr.counting.Store(true)
 	io.WriteString(v.in, "\n")
 	died = v.listen(m, r)
-	if err := tr.end(); err != nil {
+	if err := tr.End(); err != nil {
 		return died, 0, err
 	}
 	v.wait()
@@ -408,19 +408,19 @@ func (m *machine) killBoth(j *job, r *name) (died bool, calls int64, err error) 
 	if err != nil {
 		return false, 0, err
 	}
-	tr, err := startTrace(pid, j.N, *every, func() { v.cmd.Process.Kill() })
+	tr, err := startKiller(pid, j.N, *every, func() { v.cmd.Process.Kill() })
 	if err != nil {
 		return false, 0, err
 	}
 	tr.counting.Store(true)
 	io.WriteString(v.in, "\n")
 	v.listen(m, r)
-	if err := tr.end(); err != nil {
+	if err := tr.End(); err != nil {
 		return false, 0, err
 	}
 	v.wait()
 	if tr.hasKilled() {
-		m.pid1.killed = tr.pid
+		m.pid1.killed = tr.PID
 		return true, tr.calls.Load(), nil
 	}
 	return false, tr.calls.Load(), nil
@@ -434,26 +434,26 @@ func (m *machine) killDaemon(j *job, r *name) (died bool, calls int64, err error
 	}
 	var at string
 	note := func() { at = cmp.Or(r.Last, "start") }
-	var tr *trace
+	var tr *killer
 	if j.Part == ownStart {
 		attached := make(chan error, 1)
 		m.pid1.holdNext(func(pid int) {
 			var err error
-			if tr, err = startTrace(pid, j.N, *every, note); err == nil {
+			if tr, err = startKiller(pid, j.N, *every, note); err == nil {
 				tr.counting.Store(true)
 			}
 			attached <- err
 		})
 		unix.Kill(pid, unix.SIGKILL)
 		err = <-attached
-	} else if tr, err = startTrace(pid, j.N, *every, note); err == nil {
+	} else if tr, err = startKiller(pid, j.N, *every, note); err == nil {
 		tr.counting.Store(true)
 	}
 	if err != nil {
 		return false, 0, err
 	}
 	lifeErr := m.live(r, actions[j.Part]...)
-	if err := tr.end(); err != nil {
+	if err := tr.End(); err != nil {
 		return false, 0, err
 	}
 	if !tr.hasKilled() {
@@ -462,7 +462,7 @@ func (m *machine) killDaemon(j *job, r *name) (died bool, calls int64, err error
 		}
 		return false, tr.calls.Load(), nil
 	}
-	m.pid1.killed = tr.pid
+	m.pid1.killed = tr.PID
 	if lifeErr != nil {
 		m.Noticed++
 		if errors.Is(lifeErr, errCorrupt) {
@@ -474,7 +474,7 @@ func (m *machine) killDaemon(j *job, r *name) (died bool, calls int64, err error
 	return true, tr.calls.Load(), nil
 }
 
-func (tr *trace) hasKilled() bool {
+func (tr *killer) hasKilled() bool {
 	select {
 	case <-tr.killed:
 		return true

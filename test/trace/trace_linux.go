@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-package guest
+// Package trace follows the system calls of a process from outside, for tests that end it or stop it at one of them.
+package trace
 
 import (
 	"fmt"
@@ -8,55 +9,54 @@ import (
 	"runtime"
 	"strconv"
 	"sync/atomic"
-	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// trace follows the system calls of all of a process's threads.
-type trace struct {
-	pid int
-	// at is called at each stop, from the tracer's thread, while the thread in question stands still.
-	at func(stop *syscallStop) verdict
+// Trace follows the system calls of all of a process's threads.
+type Trace struct {
+	PID int
+	at  func(*Stop) Verdict
 
 	finish atomic.Bool
 	ended  chan struct{} // closed when err says how it went
 	err    error
 }
 
-// verdict is what becomes of a thread that stands still.
-type verdict int
+// Verdict is what becomes of a thread that stands still.
+type Verdict int
 
 const (
-	goOn  verdict = iota
-	stay          // until the trace ends
-	letGo         // all of the process: the trace ends
+	GoOn  Verdict = iota
+	Stay          // until the trace ends
+	LetGo         // all of the process: the trace ends
 )
 
-// syscallStop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The
-// union in it is read as that of an entry.
-type syscallStop struct {
+// Stop is struct ptrace_syscall_info (include/uapi/linux/ptrace.h, Linux 7.3), with whom it is about. The union in it is
+// read as that of an entry.
+type Stop struct {
 	op   uint8
 	_    [7]byte
-	ip   uint64 // after the instruction that makes the call
+	IP   uint64 // after the instruction that makes the call
 	_    uint64
-	nr   uint64
-	args [6]uint64
+	Nr   uint64
+	Args [6]uint64
 	_    uint64
-	tid  int
+	TID  int
 }
 
-func (s *syscallStop) entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENTRY }
+// Entry tells whether the thread is about to make a system call, and hasn't just made it.
+func (s *Stop) Entry() bool { return s.op == unix.PTRACE_SYSCALL_INFO_ENTRY }
 
 // The main thread stays with the main goroutine, which runs no test: a tracer's thread has to end, for what is traced
 // to be let go, and Go never ends the main thread.
 func init() { runtime.LockOSThread() }
 
-// startTrace returns once all threads of the process are traced.
-func startTrace(t *testing.T, pid int, at func(*syscallStop) verdict) *trace {
-	t.Helper()
-	tr := &trace{pid: pid, at: at, ended: make(chan struct{})}
+// Start returns once all threads of the process are traced. at is called at each stop, from the tracer's thread, while the
+// thread in question stands still.
+func Start(pid int, at func(*Stop) Verdict) (*Trace, error) {
+	tr := &Trace{PID: pid, at: at, ended: make(chan struct{})}
 	attached := make(chan error)
 	go func() {
 		// The thread ends with this goroutine, and with it the tracing.
@@ -68,42 +68,34 @@ func startTrace(t *testing.T, pid int, at func(*syscallStop) verdict) *trace {
 			close(tr.ended)
 		}
 	}()
-	if err := <-attached; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tr.end(t) })
-	return tr
+	return tr, <-attached
 }
 
-// end lets the process go, unless that has been done.
-func (tr *trace) end(t *testing.T) {
-	t.Helper()
+// End lets the process go, unless that has been done, and tells how the tracing went.
+func (tr *Trace) End() error {
 	select {
 	case <-tr.ended:
-		return
+		return tr.err
 	default:
 	}
 	tr.finish.Store(true)
 	// A signal that the Go runtime takes for nothing, and that wakes the tracer.
-	if err := unix.Kill(tr.pid, unix.SIGURG); err != nil && err != unix.ESRCH {
-		t.Fatal(err)
+	if err := unix.Kill(tr.PID, unix.SIGURG); err != nil && err != unix.ESRCH {
+		return err
 	}
-	tr.wait(t)
+	return tr.Wait()
 }
 
-// wait returns when the tracing is over.
-func (tr *trace) wait(t *testing.T) {
-	t.Helper()
+// Wait returns when the tracing is over.
+func (tr *Trace) Wait() error {
 	<-tr.ended
-	if tr.err != nil {
-		t.Fatal(tr.err)
-	}
+	return tr.err
 }
 
-func (tr *trace) attach() error {
+func (tr *Trace) attach() error {
 	seized := map[int]bool{}
 	for {
-		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", tr.pid))
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", tr.PID))
 		if err != nil {
 			return err
 		}
@@ -136,8 +128,8 @@ func (tr *trace) attach() error {
 	}
 }
 
-// run serves the stops. It doesn't reap the process: see [daemon.wait].
-func (tr *trace) run() error {
+// run serves the stops. It doesn't reap the process, which is its parent's part.
+func (tr *Trace) run() error {
 	for {
 		info := struct {
 			signo, errno, code, _ int32
@@ -157,16 +149,16 @@ func (tr *trace) run() error {
 		tid, status, signal := int(info.pid), info.status, 0
 		switch {
 		case status == int32(unix.SIGTRAP)|0x80:
-			stop := &syscallStop{tid: tid}
-			err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Offsetof(stop.tid), uintptr(unsafe.Pointer(stop)))
+			stop := &Stop{TID: tid}
+			err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Offsetof(stop.TID), uintptr(unsafe.Pointer(stop)))
 			runtime.KeepAlive(stop)
 			if err != nil {
 				break
 			}
 			switch tr.at(stop) {
-			case stay:
+			case Stay:
 				continue
-			case letGo:
+			case LetGo:
 				return nil
 			}
 		case status>>8 == 0:
@@ -181,8 +173,8 @@ func (tr *trace) run() error {
 	}
 }
 
-// text reads a string of a traced thread's, as an argument of a system call.
-func text(tid int, address uint64) string {
+// Text reads a string of a traced thread's, as an argument of a system call.
+func Text(tid int, address uint64) string {
 	b := make([]byte, 32)
 	if n, err := unix.PtracePeekData(tid, uintptr(address), b); err != nil || n < len(b) {
 		return ""
