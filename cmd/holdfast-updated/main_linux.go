@@ -6,12 +6,10 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/holdfast-project/holdfast"
@@ -19,7 +17,6 @@ import (
 	"github.com/holdfast-project/holdfast/internal/journal"
 	"github.com/holdfast-project/holdfast/internal/kexec"
 	"github.com/holdfast-project/holdfast/internal/peer"
-	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/updated"
 	"github.com/holdfast-project/holdfast/internal/version"
@@ -46,42 +43,15 @@ Usage: holdfast-updated [options]
 `
 
 func main() {
-	flag.Usage = func() {
-		fmt.Fprint(os.Stderr, usage)
-		flag.PrintDefaults()
-	}
-	listen := flag.String("listen", "", "listen on this unix socket, where systemd doesn't hand one over (usually "+holdfast.UpdateAddress+")")
-	uidOwners := flag.Bool("uid-owners", false, "let processes outside any unit take part too, as holdfastd --uid-owners does")
-	var dirs []string
-	flag.Func("policy", "read the policy from this `DIRECTORY`; may be given several times, the first masks the others\n(default "+strings.Join(policy.Dirs, ", ")+")", func(dir string) error {
-		dirs = append(dirs, dir)
-		return nil
-	})
 	block := flag.Bool("block-shutdown", false, "have logind refuse every shutdown but with --ignore-inhibitors: the kernel is switched with holdfast update only")
-	verbose := flag.Bool("debug", false, "log more")
-	showVersion := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "holdfast-updated: unexpected argument %q; see holdfast-updated --help\n", flag.Arg(0))
-		os.Exit(2)
-	}
-	if *showVersion {
-		fmt.Println("holdfast-updated", version.Version)
-		return
-	}
-	level := slog.LevelInfo
-	if *verbose {
-		level = slog.LevelDebug
-	}
-	if dirs == nil {
-		dirs = policy.Dirs
-	}
-	log, flush := journal.New(level)
+	o := daemon.Parse("holdfast-updated", usage, holdfast.UpdateAddress,
+		"let processes outside any unit take part too, as holdfastd --uid-owners does", version.Version)
+	log, flush := journal.New(o.Level)
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	err := run(ctx, log, reload, *listen, *block, &daemon.Policy{Dirs: dirs, UIDOwners: *uidOwners})
+	err := run(ctx, log, reload, o.Listen, *block, &o.Policy)
 	if err != nil {
 		log.Error("holdfast-updated ends", "error", err)
 	}

@@ -6,14 +6,11 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -24,7 +21,6 @@ import (
 	"github.com/holdfast-project/holdfast/internal/journal"
 	"github.com/holdfast-project/holdfast/internal/orchestrator"
 	"github.com/holdfast-project/holdfast/internal/peer"
-	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/internal/version"
 	"github.com/holdfast-project/holdfast/liveupdate"
@@ -47,36 +43,9 @@ Usage: holdfastd [options]
 `
 
 func main() {
-	flag.Usage = func() {
-		fmt.Fprint(os.Stderr, usage)
-		flag.PrintDefaults()
-	}
-	listen := flag.String("listen", "", "listen on this unix socket, where systemd doesn't hand one over (usually "+holdfast.Address+")")
-	uidOwners := flag.Bool("uid-owners", false, "give sessions to processes outside any unit too; all those of uid N are one owner, uid/N.\nThe unit that holdfastd itself runs in doesn't count as one.\nFor hosts without units, and for trying things out: see docs/security.md")
-	var dirs []string
-	flag.Func("policy", "read the policy from this `DIRECTORY`; may be given several times, the first masks the others\n(default "+strings.Join(policy.Dirs, ", ")+")", func(dir string) error {
-		dirs = append(dirs, dir)
-		return nil
-	})
-	verbose := flag.Bool("debug", false, "log more")
-	showVersion := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "holdfastd: unexpected argument %q; see holdfastd --help\n", flag.Arg(0))
-		os.Exit(2)
-	}
-	if *showVersion {
-		fmt.Println("holdfastd", version.Version)
-		return
-	}
-	level := slog.LevelInfo
-	if *verbose {
-		level = slog.LevelDebug
-	}
-	if dirs == nil {
-		dirs = policy.Dirs
-	}
-	log, flush := journal.New(level)
+	o := daemon.Parse("holdfastd", usage, holdfast.Address,
+		"give sessions to processes outside any unit too; all those of uid N are one owner, uid/N.\nThe unit that holdfastd itself runs in doesn't count as one.\nFor hosts without units, and for trying things out: see docs/security.md", version.Version)
+	log, flush := journal.New(o.Level)
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -84,7 +53,7 @@ func main() {
 	// The device takes one at a time. With one processor a request needs no other thread, and the log line is written
 	// once the answer is on its way.
 	runtime.GOMAXPROCS(1)
-	err := run(ctx, log, flush, reload, *listen, &daemon.Policy{Dirs: dirs, UIDOwners: *uidOwners})
+	err := run(ctx, log, flush, reload, o.Listen, &o.Policy)
 	if err != nil {
 		log.Error("holdfastd ends", "error", err)
 	}

@@ -6,6 +6,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -16,6 +17,47 @@ import (
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 )
+
+// Options are those that each daemon has.
+type Options struct {
+	Listen string // a path, instead of the socket that systemd hands over
+	Level  slog.Level
+	Policy Policy
+}
+
+// Parse reads the command line, to which flags that the daemon has for itself were added before. It ends the process where the
+// command line is wrong, or asks for nothing but help or the version.
+func Parse(name, usage, address, uidOwners, version string) Options {
+	flag.Usage = func() {
+		fmt.Fprint(os.Stderr, usage)
+		flag.PrintDefaults()
+	}
+	var o Options
+	flag.StringVar(&o.Listen, "listen", "", "listen on this unix socket, where systemd doesn't hand one over (usually "+address+")")
+	flag.BoolVar(&o.Policy.UIDOwners, "uid-owners", false, uidOwners)
+	flag.Func("policy", "read the policy from this `DIRECTORY`; may be given several times, the first masks the others\n(default "+strings.Join(policy.Dirs, ", ")+")", func(dir string) error {
+		o.Policy.Dirs = append(o.Policy.Dirs, dir)
+		return nil
+	})
+	verbose := flag.Bool("debug", false, "log more")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "%s: unexpected argument %q; see %[1]s --help\n", name, flag.Arg(0))
+		os.Exit(2)
+	}
+	if *showVersion {
+		fmt.Println(name, version)
+		os.Exit(0)
+	}
+	if *verbose {
+		o.Level = slog.LevelDebug
+	}
+	if o.Policy.Dirs == nil {
+		o.Policy.Dirs = policy.Dirs
+	}
+	return o
+}
 
 // Policy is where a daemon's policy comes from.
 type Policy struct {

@@ -84,7 +84,7 @@ func runWithDaemon() (int, error) {
 	tests := exec.Command(self, os.Args[1:]...)
 	tests.Env = append(os.Environ(), dirVariable+"="+dir)
 	tests.Stdin, tests.Stdout, tests.Stderr = os.Stdin, os.Stdout, os.Stderr
-	// This is the main thread, which doesn't end before the process does: see ptrace_linux_test.go.
+	// This is the main thread, which doesn't end before the process does: see package trace.
 	tests.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	// A terminal tells the tests too, and this ends when they do.
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
