@@ -18,7 +18,7 @@ func (c *Custody) Unclaimed() []string {
 	defer c.mu.Unlock()
 	var names []string
 	for k, e := range c.parked {
-		if k.direction == liveupdate.Incoming && c.unclaimed(e) {
+		if k.direction == liveupdate.Incoming && e.unclaimed() {
 			names = append(names, k.kernelName)
 		}
 	}
@@ -26,10 +26,8 @@ func (c *Custody) Unclaimed() []string {
 	return names
 }
 
-func (c *Custody) unclaimed(e *entry) bool {
-	return !e.claimed && !e.lent && e.fdname.Boot != earlier &&
-		// Lent before, while the keeper had no room for the mark.
-		!slices.ContainsFunc(c.returns, func(r Return) bool { return r.KernelName == e.fdname.KernelName })
+func (e *entry) unclaimed() bool {
+	return !e.claimed && !e.lent && e.fdname.Boot != earlier
 }
 
 // ReleaseUnclaimed ends one of them, unless it has been claimed by now. bytes is the size of the files beside it, which a
@@ -42,7 +40,7 @@ func (c *Custody) ReleaseUnclaimed(ctx context.Context, kernelName string) (rele
 	defer unlock()
 	c.mu.Lock()
 	e := c.parked[key{kernelName, liveupdate.Incoming}]
-	released = e != nil && c.unclaimed(e)
+	released = e != nil && e.unclaimed()
 	c.mu.Unlock()
 	if !released {
 		return false, 0, nil

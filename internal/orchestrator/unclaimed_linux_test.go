@@ -5,6 +5,8 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -227,4 +229,40 @@ func (h *host) list(t *testing.T) map[string]session {
 	t.Helper()
 	sessions, _ := h.seen(t)
 	return sessions
+}
+
+// TestLentIsNotReleased: an owner has asked, and the keeper can't note that. It counts as claimed all the same.
+func TestLentIsNotReleased(t *testing.T) {
+	ram := name.Kernel("test/cache", "ram")
+	var crossing []*holdfast.Session
+	luosim.Run(t, luosim.Machine{},
+		func(t *testing.T) {
+			session := newHost(t, 0, owner(t, "cache")).acquire(t, "ram", "ram")
+			if err := session.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			crossing = append(crossing, session)
+		},
+		func(t *testing.T) {
+			shelf := handed(t, "ram")
+			c, err := custody.New(liveupdate.Device{}, &refusing{Shelf: shelf}, shelf.Handed(t), slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if got := c.Unclaimed(); !slices.Equal(got, []string{ram}) {
+				t.Errorf("before: %q", got)
+			}
+			lent, err := c.Reclaim(t.Context(), ram, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lent.Close()
+			if got := c.Unclaimed(); len(got) > 0 {
+				t.Errorf("lent, and unclaimed: %q", got)
+			}
+			if released, _, err := c.ReleaseUnclaimed(t.Context(), ram); released || err != nil {
+				t.Errorf("released: %t, %v", released, err)
+			}
+		})
 }
