@@ -931,6 +931,46 @@ func (h *host) heard(s *subscription) {
 	}
 }
 
+// Who loses its connection before it was told that the switch begins would give up what it has committed. So all are told first.
+func TestAllAreToldBeforeTheSwitch(t *testing.T) {
+	heard := make(chan struct{})
+	h := on(t, rules, func(h *host) {
+		h.BeforeSwitch = func(context.Context) error {
+			select {
+			case <-heard:
+			default:
+				t.Error("it switches, and one has yet to hear of it")
+			}
+			return nil
+		}
+	})
+	slow := h.join(t, "slow", "/slow.service")
+	if _, err := h.begin(t.Context(), update.Options{Timeout: patience}, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []update.Phase{update.Preparing, update.Quiescing} {
+		h.eventually(func() bool { return h.look().Phase == p })
+		h.do(func(r *update.Rounds, now time.Time) {
+			if err := r.Vote(now, update.Vote{ID: slow.id, Round: 1, Phase: p, Ready: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// The round's goroutine is woken by each change, and looks at the end of each phase; this has it look once more.
+	h.eventually(func() bool { return h.look().Phase == update.Committing })
+	for range 100 {
+		h.Announce()
+		h.call("Status", `{}`)
+	}
+	close(heard)
+	h.heard(slow)
+	select {
+	case h.switches <- errors.New("frozen"):
+	case <-time.After(patience):
+		t.Fatal("nobody switches")
+	}
+}
+
 // A change that says nothing to a participant doesn't wake it: with many of them, all would be busy with nothing else.
 func TestOnlyWhoIsToldIsWoken(t *testing.T) {
 	h := on(t, rules, nil)
