@@ -3,13 +3,9 @@
 package holdfast_test
 
 import (
-	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,8 +15,7 @@ import (
 	"github.com/holdfast-project/holdfast"
 	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/custody/custodytest"
-	"github.com/holdfast-project/holdfast/internal/orchestrator"
-	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/orchestrator/orchestratortest"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/liveupdate"
 	"github.com/holdfast-project/holdfast/luosim"
@@ -28,53 +23,21 @@ import (
 
 // The tests in this file are programs without an fd store, over updates of the emulated kernel.
 
-// dial starts an orchestrator, as each boot does, and connects to it.
+// dial starts an orchestrator, as each boot does, and connects to it. Nothing can be parked with it.
 func dial(t *testing.T) *holdfast.Client {
 	t.Helper()
-	return dialWith(t, custody.None{Reason: errors.New("this is a test")}, nil)
+	return dialBy(t, nil, nil, nil)
 }
 
 func dialWith(t *testing.T, keeper custody.Keeper, handed []custody.Item) *holdfast.Client {
 	t.Helper()
-	own, err := peer.OwnCgroup()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dialBy(t, &policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}}, keeper, handed)
+	return dialBy(t, nil, keeper, handed)
 }
 
 func dialBy(t *testing.T, rules *policy.Policy, keeper custody.Keeper, handed []custody.Item) *holdfast.Client {
 	t.Helper()
 	t.Setenv("NOTIFY_SOCKET", "")
-	cgroups, err := peer.FindCgroups()
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := &orchestrator.Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
-	if o.Custody, err = custody.New(o.Device, keeper, handed, o.Log); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(o.Custody.Close)
-	o.SetPolicy(rules)
-	path := filepath.Join(t.TempDir(), "io.holdfast")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		o.Server().Serve(ctx, listener)
-	}()
-	t.Cleanup(func() { cancel(); <-done; listener.Close() })
-	t.Setenv("HOLDFAST_ADDRESS", path)
-	client, err := holdfast.Dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return client
+	return orchestratortest.Dial(t, rules, keeper, handed...)
 }
 
 func memory(t *testing.T, text string) *os.File {

@@ -4,9 +4,7 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,11 +12,9 @@ import (
 	"time"
 
 	"github.com/holdfast-project/holdfast"
-	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
 	"github.com/holdfast-project/holdfast/internal/name"
-	"github.com/holdfast-project/holdfast/internal/orchestrator"
-	"github.com/holdfast-project/holdfast/internal/peer"
+	"github.com/holdfast-project/holdfast/internal/orchestrator/orchestratortest"
 	"github.com/holdfast-project/holdfast/internal/policy"
 	"github.com/holdfast-project/holdfast/internal/timeline"
 	"github.com/holdfast-project/holdfast/luosim"
@@ -45,37 +41,8 @@ func serve(t *testing.T) (*holdfast.Client, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cgroups, err := peer.FindCgroups()
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := &orchestrator.Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
-	if o.Custody, err = custody.New(o.Device, custody.None{Reason: errors.New("this is a test")}, nil, o.Log); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(o.Custody.Close)
-	o.SetPolicy(rules)
-	path := filepath.Join(t.TempDir(), "io.holdfast")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- o.Server().Serve(ctx, listener) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Setenv("HOLDFAST_ADDRESS", path)
-	client, err := holdfast.Dial(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return client, path
+	client := orchestratortest.Dial(t, rules, nil)
+	return client, os.Getenv("HOLDFAST_ADDRESS")
 }
 
 // TestWatchAfterAnUpdate has one of two sessions come back. What becomes of the other is asked with time left and without.

@@ -10,9 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,12 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
-	"github.com/holdfast-project/holdfast/internal/custody"
 	"github.com/holdfast-project/holdfast/internal/fd/fdtest"
 	"github.com/holdfast-project/holdfast/internal/name"
-	"github.com/holdfast-project/holdfast/internal/orchestrator"
-	"github.com/holdfast-project/holdfast/internal/peer"
-	"github.com/holdfast-project/holdfast/internal/policy"
+	"github.com/holdfast-project/holdfast/internal/orchestrator/orchestratortest"
 	"github.com/holdfast-project/holdfast/internal/systemd"
 	"github.com/holdfast-project/holdfast/luosim"
 )
@@ -203,41 +198,7 @@ func TestWhatIsNoTimelineIsRefused(t *testing.T) {
 func dial(t *testing.T) *holdfast.Client {
 	t.Helper()
 	t.Setenv("NOTIFY_SOCKET", "")
-	own, err := peer.OwnCgroup()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cgroups, err := peer.FindCgroups()
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := &orchestrator.Orchestrator{Cgroups: cgroups, Log: slog.New(slog.DiscardHandler)}
-	if o.Custody, err = custody.New(o.Device, custody.None{Reason: errors.New("this is a test")}, nil, o.Log); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(o.Custody.Close)
-	o.SetPolicy(&policy.Policy{UIDOwners: &policy.UIDOwners{Unit: peer.UnitPath(own)}})
-	path := filepath.Join(t.TempDir(), "io.holdfast")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- o.Server().Serve(ctx, listener) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Setenv("HOLDFAST_ADDRESS", path)
-	client, err := holdfast.Dial(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	return client
+	return orchestratortest.Dial(t, nil, nil)
 }
 
 func open(t *testing.T, client *holdfast.Client) *Recorder {
