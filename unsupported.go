@@ -118,6 +118,9 @@ func (*Committed) Incoming() bool { return false }
 // Retrieve is not supported here.
 func (*Committed) Retrieve() (map[string]*os.File, error) { return nil, errUnsupported }
 
+// Discard is not supported here.
+func (*Committed) Discard(context.Context, *Client) error { return errUnsupported }
+
 // Close does nothing.
 func (*Committed) Close() error { return nil }
 
