@@ -69,7 +69,7 @@ func main() {
 	}{
 		{"host", []*cobra.Command{statusCommand(), listCommand(), policyCommand()}},
 		{"update", []*cobra.Command{checkCommand(), loadCommand(), unloadCommand(), updateCommand(), cancelCommand(), waitCommand(), reportCommand(fetchReport), quiesceCommand()}},
-		{"session", []*cobra.Command{acquireCommand(), identifyCommand(), parkCommand(), reclaimCommand(), releaseCommand()}},
+		{"session", []*cobra.Command{runCommand(), acquireCommand(), identifyCommand(), parkCommand(), reclaimCommand(), releaseCommand()}},
 	} {
 		for _, cmd := range group.commands {
 			cmd.GroupID = group.id

@@ -75,13 +75,16 @@ var layers = map[string][]string{
 	"internal/reconcile": {"internal/name", "internal/timeline", "internal/varlink"},
 	"internal/shutdown":  {},
 
+	// A program that knows nothing of updates.
+	"internal/run": {".", "internal/fd", "internal/peer", "internal/systemd"},
+
 	".": {"internal/fd", "internal/fdname", "internal/name", "internal/peer", "internal/systemd", "internal/varlink", "liveupdate"},
 }
 
 // kernel are the packages, and trees of packages, that make system calls by themselves.
 var kernel = []string{
 	".", "liveupdate",
-	"internal/check", "internal/custody", "internal/fd", "internal/inventory", "internal/kexec", "internal/peer", "internal/systemd", "internal/timeline", "internal/varlink",
+	"internal/check", "internal/custody", "internal/fd", "internal/inventory", "internal/kexec", "internal/peer", "internal/run", "internal/systemd", "internal/timeline", "internal/varlink",
 	// It puts descriptors where the command that it becomes wants them.
 	"cmd/holdfast",
 	// Tools for tests, and programs that show how the library is used.
