@@ -53,6 +53,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if dir := os.Getenv(commandVariable); dir != "" {
+		if err := command(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "command:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(run(m))
 }
 
@@ -122,6 +129,12 @@ type host struct {
 
 func newHost(t *testing.T, members []member) *host {
 	t.Helper()
+	return newHostWith(t, members, nil)
+}
+
+// newHostWith has orchestrated start what answers instead of holdfastd, unless it is nil.
+func newHostWith(t *testing.T, members []member, orchestrated func()) *host {
+	t.Helper()
 	h := &host{t: t, dir: filepath.Join(os.Getenv(binariesVariable), strings.ReplaceAll(t.Name(), "/", "-"))}
 	policy := filepath.Join(h.dir, "policy.d")
 	if err := os.MkdirAll(policy, 0o755); err != nil {
@@ -131,9 +144,13 @@ func newHost(t *testing.T, members []member) *host {
 	if err := os.WriteFile(filepath.Join(policy, "test.toml"), []byte(rule), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	os.Setenv("HOLDFAST_ADDRESS", filepath.Join(h.dir, "io.holdfast"))
 	os.Setenv("HOLDFAST_UPDATE_ADDRESS", filepath.Join(h.dir, "io.holdfast.Update"))
-	h.startHoldfastd()
+	if orchestrated == nil {
+		os.Setenv("HOLDFAST_ADDRESS", filepath.Join(h.dir, "io.holdfast"))
+		h.startHoldfastd()
+	} else {
+		orchestrated()
+	}
 	h.startUpdated()
 	for _, m := range members {
 		h.participants = append(h.participants, nil)
