@@ -1,0 +1,118 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# A command that knows nothing of updates, in a unit with an fd store and in one whose memory is parked: SIGKILL of the command,
+# of holdfast run and of holdfastd, before and after an update; a stop; too little memory, another size, and a command that
+# resizes its memory while it is preserved. The command is in test/update, in run_linux_test.go.
+. /test/lib.sh
+
+units="own parked"
+
+# have UNIT NAME: the value that the command of the unit has told
+have() { sed -n "s/.*\"$2\":\"\{0,1\}\([^\",}]*\).*/\1/p" "/run/$1/state"; }
+
+# begins UNIT VERB START GENERATION: the command runs anew on memory that it was given so
+begins() {
+	rm -f "/run/$1/state"
+	[ "$2" = none ] || systemctl "$2" "run-$1"
+	wait_for test -s "/run/$1/state"
+	expect "$1, start" "$3" "$(have "$1" Start)"
+	expect "$1, generation" "$4" "$(have "$1" Generation)"
+	case $3 in
+	fresh) have "$1" Word >"/root/$1.word" ;;
+	*)
+		expect "$1, word" "$(cat "/root/$1.word")" "$(have "$1" Word)"
+		expect "$1, the file beside it" "$(cat "/root/$1.word")" "$(have "$1" Meta)"
+		;;
+	esac
+}
+
+# deaths UNIT: of what wasn't committed nothing comes back
+deaths() {
+	old=$(cat "/root/$1.word")
+	rm -f "/run/$1/state"
+	kill -9 "$(cat "/run/$1.pid")"
+	begins "$1" none fresh 0
+	rm -f "/run/$1/state"
+	systemctl kill --kill-whom=main --signal=KILL "run-$1"
+	begins "$1" none fresh 0
+	[ "$old" != "$(cat "/root/$1.word")" ] || fail "$1: the memory of a command that was killed came back"
+	# What is committed comes back, whoever died since.
+	systemctl stop "run-$1"
+	systemctl kill --signal=KILL holdfastd
+	begins "$1" start restart 1
+	keep_pid "$1"
+}
+
+keep_pid() { have "$1" PID >"/run/$1.pid"; }
+
+if [ "$HFVM_BOOT" = 1 ]; then
+	for unit in $units; do
+		store="FileDescriptorStoreMax=16
+FileDescriptorStorePreserve=yes"
+		[ "$unit" = own ] || store=
+		cat >"/etc/systemd/system/run-$unit.service" <<-END
+			[Unit]
+			StartLimitIntervalSec=0
+			[Service]
+			Type=notify
+			KillMode=mixed
+			Restart=on-failure
+			RestartSec=100ms
+			RuntimeDirectory=$unit
+			RuntimeDirectoryPreserve=yes
+			$store
+			Environment=UPDATE_TEST_COMMAND=/run/$unit
+			ExecStart=holdfast run --session $unit --mem data=1M:/run/$unit/link --file meta:/run/$unit/meta --stop-signal USR1 -- /test/update.test
+		END
+	done
+	systemctl enable --now holdfastd.socket holdfastd.service holdfast-updated.socket holdfast-updated.service
+	for unit in $units; do
+		begins $unit start fresh 0
+		keep_pid $unit
+		begins $unit restart restart 1
+		keep_pid $unit
+		deaths $unit
+	done
+
+	say "what doesn't fit"
+	systemctl stop run-own
+	mkdir -p /run/systemd/system/run-own.service.d
+	cat >/run/systemd/system/run-own.service.d/no.conf <<-END
+		[Service]
+		Restart=no
+		MemoryMax=1M
+		MemorySwapMax=0
+		ExecStart=
+		ExecStart=sh -c 'exec holdfast run --session own --mem data=\$SIZE:/run/own/link --file meta:/run/own/meta --stop-signal USR1 -- /test/update.test 2>/run/own/error'
+	END
+	systemctl daemon-reload
+	systemctl set-environment SIZE=2M
+	sed -i '/^Memory/d' /run/systemd/system/run-own.service.d/no.conf
+	systemctl daemon-reload
+	! systemctl start run-own || fail "it started with another size"
+	expect_in "another size" "1048576 bytes in what is kept, and 2097152 by --mem" "$(cat /run/own/error)"
+	rm -r /run/systemd/system/run-own.service.d
+	systemctl daemon-reload
+	begins own start restart 2
+	keep_pid own
+
+	# In both, so that each kind of keeping is in the update.
+	for unit in $units; do
+		wait_for sh -c "holdfast wait --help >/dev/null; varlinkctl call /run/holdfast/io.holdfast.Update io.holdfast.Update.Status {} | grep -q '\"$unit\"'"
+	done
+	hfvm-kexec-load
+	say switching
+	holdfast update --yes || : "the bus may go down before it has answered"
+	exit 0
+fi
+
+for unit in $units; do
+	generation=2
+	[ $unit = parked ] || generation=3
+	begins $unit start update $generation
+	keep_pid $unit
+	begins $unit restart restart $((generation + 1))
+	keep_pid $unit
+	deaths $unit
+done
+exec hfvm-pass
