@@ -20,14 +20,15 @@ import (
 )
 
 // schema changes when what is made from the same packages does.
-const schema = "1"
+const schema = "2"
 
 // Suites are the Debian releases that a guest can have: forky has systemd 262, which knows about
 // live update, trixie 257, which does not.
 var Suites = []string{"forky", "trixie"}
 
 var packages = []string{
-	"systemd", "systemd-sysv", "systemd-container", "dbus", "mount", "udev", "procps", "iproute2",
+	// Not iproute2: it brings libbpf, and where that is PID 1 tries out BPF for seconds at each start.
+	"systemd", "systemd-sysv", "systemd-container", "dbus", "mount", "udev", "procps",
 }
 
 // masked are units that take time and do nothing for a test, or would ask questions.
@@ -44,6 +45,29 @@ var masked = []string{
 	"systemd-tmpfiles-clean.timer",
 	// The kernels have no modules.
 	"modprobe@.service", "systemd-modules-load.service", "kmod-static-nodes.service",
+	// A process that starts costs a third of a second of emulated processor. The kernel has mounted / as it is to be and made
+	// the nodes of /dev; the users are those of the packages; the journal stays in /run.
+	"systemd-remount-fs.service", "systemd-tmpfiles-setup-dev-early.service", "systemd-tmpfiles-setup-dev.service",
+	"systemd-sysusers.service", "systemd-sysctl.service", "systemd-journal-flush.service",
+	"systemd-udev-load-credentials.service", "systemd-user-sessions.service", "dev-hugepages.mount", "dev-mqueue.mount",
+	"systemd-ask-password-console.path", "systemd-ask-password-wall.path", "systemd-ask-password.socket",
+	"systemd-creds.socket", "systemd-factory-reset.socket", "systemd-importd.socket", "systemd-journalctl.socket",
+	"systemd-mute-console.socket", "systemd-storage-block.socket", "systemd-storage-fs.socket", "systemd-sysext.socket",
+	"systemd-sysinstall.socket", "systemd-sysupdate.socket",
+}
+
+// files replace the system's. udev is told of those devices only that a rule, or a unit, may be about: udevd would start a
+// worker for each of some hundred others.
+var files = map[string]string{
+	// A fixed one: an empty one makes each boot a "first boot", with presets to apply.
+	"etc/machine-id": "686f6c6466617374000000000000686d\n",
+	"etc/hostname":   "hfvm\n",
+	"etc/hosts":      "127.0.0.1 localhost hfvm\n",
+	"etc/fstab":      "",
+	"etc/systemd/system/systemd-udev-trigger.service.d/few.conf": `[Service]
+ExecStart=
+ExecStart=-udevadm trigger --action=add --subsystem-match=block --subsystem-match=misc --subsystem-match=net
+`,
 }
 
 // room is what the file system has free for files that are added to it and written in the guest.
@@ -87,7 +111,7 @@ func entry(suite string, extra []string, dracut bool) (name string, include []st
 	if dracut {
 		kind += "-dracut"
 	}
-	key := cache.Key(schema, suite, strings.Join(include, " "), strings.Join(masked, " "), fmt.Sprint(dracut, room))
+	key := cache.Key(schema, suite, strings.Join(include, " "), strings.Join(masked, " "), fmt.Sprint(files), fmt.Sprint(dracut, room))
 	return "roots/" + kind + "-" + key, include
 }
 
@@ -200,14 +224,26 @@ func tailor(tree string) error {
 	if err := os.Symlink("/usr/lib/systemd/system/multi-user.target", target); err != nil {
 		return err
 	}
-	for name, content := range map[string]string{
-		// A fixed one: an empty one makes each boot a "first boot", with presets to apply.
-		"etc/machine-id": "686f6c6466617374000000000000686d\n",
-		"etc/hostname":   "hfvm\n",
-		"etc/hosts":      "127.0.0.1 localhost hfvm\n",
-		"etc/fstab":      "",
-	} {
-		if err := os.WriteFile(filepath.Join(tree, name), []byte(content), 0o644); err != nil {
+	// PID 1 runs each generator at its start and at each daemon-reload. What they'd make units of is not here.
+	generators, err := os.ReadDir(filepath.Join(tree, "usr/lib/systemd/system-generators"))
+	if err != nil {
+		return err
+	}
+	for _, g := range generators {
+		if err := os.Remove(filepath.Join(tree, "usr/lib/systemd/system-generators", g.Name())); err != nil {
+			return err
+		}
+	}
+	// User sessions are always permitted: systemd-user-sessions.service would remove this at the end of the boot.
+	if err := os.Remove(filepath.Join(tree, "usr/lib/tmpfiles.d/systemd-nologin.conf")); err != nil {
+		return err
+	}
+	for name, content := range files {
+		p := filepath.Join(tree, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(p, []byte(content), 0o644); err != nil {
 			return err
 		}
 	}
