@@ -162,6 +162,7 @@ func runCommand() *cobra.Command {
 	f.StringArrayVar(&o.Add, "add", nil, "put a file or a whole tree into the guest, owned by root (repeatable): `SRC:DST`")
 	f.StringArrayVar(&cmdline, "cmdline", nil, "more `WORDS` for the kernel's command line; liveupdate=off overrides the default")
 	f.StringArrayVar(&o.Env, "env", nil, "a variable for the script (repeatable): `NAME=VALUE`")
+	f.StringArrayVar(&o.Forward, "forward", nil, "lead a TCP port of this machine's 127.0.0.1 to one of the guest's, which gets a network for that alone (repeatable): `HOSTPORT:GUESTPORT`")
 	f.Float64Var(&seconds, "timeout", 300, "`SECONDS` until the run has failed, counted from the start of QEMU")
 	f.BoolVar(&o.QuietConsole, "quiet-console", false, "keep the console in the log only")
 	f.StringVar(&o.Log, "log", "", "keep the console's log in this `FILE` (default a temporary one, kept if the run fails)")

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ type Options struct {
 	Add          []string // SRC:DST
 	Cmdline      string
 	Env          []string // NAME=VALUE
+	Forward      []string // HOSTPORT:GUESTPORT; without any the guest has no network
 	Timeout      time.Duration
 	QuietConsole bool
 	Log          string // "" for one that is kept only of a failed run
@@ -84,6 +86,9 @@ func (o *Options) Check() error {
 		if !envName.MatchString(e) {
 			return fmt.Errorf("--env %q: it is NAME=VALUE", e)
 		}
+	}
+	if _, err := o.forwards(); err != nil {
+		return err
 	}
 	for _, a := range o.Add {
 		src, dst, ok := strings.Cut(a, ":")
@@ -178,6 +183,9 @@ func Run(ctx context.Context, c *cache.Cache, o Options, stdout io.Writer) error
 		return err
 	}
 	m := qemu.Machine{Kernel: images[0], Memory: o.Memory, Cmdline: o.cmdline()}
+	if m.Forward, err = o.forwards(); err != nil {
+		return err
+	}
 	if o.OS == "none" {
 		m.Initrd, err = initramfs(ctx, c, entries)
 	} else {
@@ -292,7 +300,25 @@ func (o *Options) cmdline() string {
 	} else {
 		words += " root=/dev/vda rw rootfstype=ext4 TERM=dumb systemd.log_color=0 systemd.minimum_uptime_sec=0"
 	}
+	if len(o.Forward) > 0 {
+		words += " net.ifnames=0" // udev leaves the interface's name alone
+	}
 	return strings.TrimSpace(words + " " + o.Cmdline)
+}
+
+// forwards are the ports that are forwarded into the guest.
+func (o *Options) forwards() ([]qemu.Forward, error) {
+	var all []qemu.Forward
+	for _, f := range o.Forward {
+		host, inside, _ := strings.Cut(f, ":")
+		h, hostErr := strconv.ParseUint(host, 10, 16)
+		g, guestErr := strconv.ParseUint(inside, 10, 16)
+		if hostErr != nil || guestErr != nil || h == 0 || g == 0 {
+			return nil, fmt.Errorf("--forward %q: it is HOSTPORT:GUESTPORT, both from 1 to 65535", f)
+		}
+		all = append(all, qemu.Forward{Host: uint16(h), Guest: uint16(g)})
+	}
+	return all, nil
 }
 
 // scratch is a value of kho_scratch= for so many MiB of memory: below 4 GiB, anywhere, on each node. The first is where kexec
@@ -304,7 +330,7 @@ func scratch(memory int) string {
 // entries are the files of this run that are added to the guest.
 func (o *Options) entries(agent string, images []string) ([]image.Entry, error) {
 	onDisk := o.OS != "none"
-	config, err := json.Marshal(guest.Config{Env: o.Env, Kernels: len(images), Disk: onDisk})
+	config, err := json.Marshal(guest.Config{Env: o.Env, Kernels: len(images), Disk: onDisk, Network: len(o.Forward) > 0})
 	if err != nil {
 		return nil, err
 	}
@@ -327,6 +353,12 @@ func (o *Options) entries(agent string, images []string) ([]image.Entry, error) 
 			image.Text(units+"/hfvm-output.service", outputUnit, 0o644),
 			image.Symlink(units+"/multi-user.target.wants/hfvm.service", "../hfvm.service"),
 			image.Symlink(units+"/sysinit.target.wants/hfvm-output.service", "../hfvm-output.service"))
+	}
+	if onDisk && len(o.Forward) > 0 {
+		entries = append(entries,
+			image.Symlink(guest.Home+"/hfvm-network", guest.Agent),
+			image.Text(units+"/hfvm-network.service", networkUnit, 0o644),
+			image.Symlink(units+"/sysinit.target.wants/hfvm-network.service", "../hfvm-network.service"))
 	}
 	for _, a := range o.Add {
 		src, dst, _ := strings.Cut(a, ":")
@@ -366,6 +398,18 @@ SurviveFinalKillSignal=yes
 [Service]
 ExecStart=` + guest.Home + `/hfvm-output
 OOMScoreAdjust=-1000
+`
+
+// networkUnit is there in time for whoever listens on the interface's address. The interface stays up till the kexec.
+const networkUnit = `[Unit]
+Description=The network of hfvm
+DefaultDependencies=no
+Before=sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=` + guest.Home + `/hfvm-network
 `
 
 var busybox = debian.Tool{Name: "/bin/busybox", Package: "busybox-static"}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -44,6 +45,7 @@ type Config struct {
 	Env     []string // NAME=VALUE, for the script
 	Kernels int      // how many images there are: 1 or 2
 	Disk    bool     // the root file system outlasts a boot
+	Network bool     // there is an interface beside lo
 }
 
 // commands are the names under which the binary is the guest's, with their meaning.
@@ -51,17 +53,21 @@ var commands = map[string]func(args []string) error{
 	"init":            runInit,
 	"hfvm-boot":       runService,
 	"hfvm-output":     runOutput,
+	"hfvm-network":    runNetwork,
 	"hfvm-kexec-load": kexecLoad,
 	"hfvm-kexec":      kexec,
 	"hfvm-pass":       pass,
 	"hfvm-fail":       fail,
 }
 
+// services are the commands that are for units.
+var services = []string{"hfvm-boot", "hfvm-output", "hfvm-network"}
+
 // Commands are the names that have to be on the guest's PATH.
 func Commands() []string {
 	var names []string
 	for name := range commands {
-		if strings.HasPrefix(name, "hfvm-") && name != "hfvm-boot" && name != "hfvm-output" {
+		if strings.HasPrefix(name, "hfvm-") && !slices.Contains(services, name) {
 			names = append(names, name)
 		}
 	}

@@ -101,13 +101,18 @@ func initSystem() error {
 	if err := mountAll(); err != nil {
 		return err
 	}
-	if err := loopbackUp(); err != nil {
+	if err := up("lo"); err != nil {
 		return err
 	}
 	go func() { fmt.Fprintln(os.Stderr, "hfvm init: output:", runOutput(nil)) }()
 	config, err := readConfig()
 	if err != nil {
 		return err
+	}
+	if config.Network {
+		if err := runNetwork(nil); err != nil {
+			return err
+		}
 	}
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -176,18 +181,4 @@ func mountAll() error {
 		all = append(all, "+"+c)
 	}
 	return os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte(strings.Join(all, " ")), 0)
-}
-
-func loopbackUp() error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	ifr.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr)
 }

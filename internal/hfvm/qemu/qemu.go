@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -27,6 +28,16 @@ var Tool = debian.Tool{Name: "qemu-system-x86_64", Package: "qemu-system-x86"}
 // emulation: /dev/kvm may open and the guest die early all the same.
 const AccelVariable = "HFVM_ACCEL"
 
+// A Forward is a TCP port of this machine's 127.0.0.1 that leads to one of the guest's.
+type Forward struct{ Host, Guest uint16 }
+
+// The guest's end of the network: the first address that QEMU's own DHCP would give, and its netmask
+// (net/slirp.c, QEMU 7.2).
+var (
+	Address = [4]byte{10, 0, 2, 15}
+	Netmask = [4]byte{255, 255, 255, 0}
+)
+
 // A Machine is what QEMU is to run. Output gets what is written to the guest's virtio port 1,
 // Messages what is written to port 2; all are drained to their end before Run returns.
 type Machine struct {
@@ -35,6 +46,7 @@ type Machine struct {
 	Disk    *os.File // or nil
 	Cmdline string
 	Memory  int // MiB
+	Forward []Forward
 
 	Console, Output, Messages func(io.Reader)
 }
@@ -64,6 +76,14 @@ func (m *Machine) Run(ctx context.Context) error {
 	if m.Disk != nil {
 		args = append(args, "-drive", "if=none,id=root,format=raw,cache=unsafe,discard=unmap,file.locking=off,file="+pass(m.Disk),
 			"-device", "virtio-blk-pci,drive=root")
+	}
+	if len(m.Forward) > 0 {
+		// restrict: the guest reaches nothing by itself.
+		network := "user,id=network,restrict=on,ipv6=off"
+		for _, f := range m.Forward {
+			network += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", f.Host, netip.AddrFrom4(Address), f.Guest)
+		}
+		args = append(args, "-netdev", network, "-device", "virtio-net-pci,netdev=network,romfile=")
 	}
 	streams := []struct {
 		name string
