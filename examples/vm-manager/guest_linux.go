@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/examples/internal/pass"
 )
 
 // size is that of a machine's memory, in bytes.
@@ -33,7 +34,7 @@ type machine struct {
 }
 
 func guest(ctx context.Context) error {
-	conn, err := connOf(os.NewFile(3, "manager"))
+	conn, err := pass.Conn(os.NewFile(3, "manager"))
 	if err != nil {
 		return err
 	}
@@ -61,11 +62,11 @@ func guest(ctx context.Context) error {
 
 // newMachine waits for what the manager passes on, and says where it came from.
 func newMachine(ctx context.Context, conn *net.UnixConn) (*machine, string, error) {
-	files, err := receive(conn)
+	files, err := pass.Receive(conn)
 	if err != nil {
 		return nil, "", err
 	}
-	defer closeAll(files)
+	defer pass.CloseAll(files)
 	// Not earlier: the orchestrator goes by the cgroup, and by now that is the scope.
 	m := &machine{}
 	if m.client, err = holdfast.Dial(ctx); err != nil {

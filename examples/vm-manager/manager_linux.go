@@ -20,6 +20,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/holdfast-project/holdfast"
+	"github.com/holdfast-project/holdfast/examples/internal/pass"
 )
 
 // startTimeout is for a machine with gigabytes to retrieve.
@@ -82,10 +83,10 @@ func (m *manager) start(ctx context.Context, name string) (string, error) {
 	if err != nil && !errors.Is(err, holdfast.ErrNoSuchSession) {
 		return "", err
 	}
-	defer func() { closeAll(files) }()
+	defer func() { pass.CloseAll(files) }()
 
 	// It waits at its socket until it is in its scope.
-	here, there, err := socketPair()
+	here, there, err := pass.Pair()
 	if err != nil {
 		return "", err
 	}
@@ -128,7 +129,7 @@ func (m *manager) start(ctx context.Context, name string) (string, error) {
 		}
 		files = []*os.File{dup.File()}
 	}
-	if err := send(here, files); err != nil {
+	if err := pass.Send(here, files); err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if deadline, ok := ctx.Deadline(); ok {

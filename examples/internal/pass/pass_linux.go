@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-package main
+// Package pass gives files from a manager to a machine that it starts, with their names.
+package pass
 
 import (
 	"encoding/json"
@@ -11,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketPair is two ends of a connection that keeps messages apart.
-func socketPair() (*net.UnixConn, *os.File, error) {
+// Pair is two ends of a connection that keeps messages apart.
+func Pair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	there := os.NewFile(uintptr(fds[1]), "guest")
-	here, err := connOf(os.NewFile(uintptr(fds[0]), "manager"))
+	there := os.NewFile(uintptr(fds[1]), "machine")
+	here, err := Conn(os.NewFile(uintptr(fds[0]), "manager"))
 	if err != nil {
 		there.Close()
 		return nil, nil, err
@@ -26,8 +27,8 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 	return here, there, nil
 }
 
-// connOf is a socket's connection. The file is closed.
-func connOf(f *os.File) (*net.UnixConn, error) {
+// Conn is a socket's connection. The file is closed.
+func Conn(f *os.File) (*net.UnixConn, error) {
 	defer f.Close()
 	conn, err := net.FileConn(f)
 	if err != nil {
@@ -36,13 +37,13 @@ func connOf(f *os.File) (*net.UnixConn, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
 		conn.Close()
-		return nil, errors.New("descriptor 3 is no unix socket; it is the manager that starts guests")
+		return nil, errors.New("what was inherited is no unix socket; it is the manager that starts machines")
 	}
 	return unixConn, nil
 }
 
-// send passes files on, in one message with their names.
-func send(conn *net.UnixConn, files []*os.File) error {
+// Send passes files on, in one message with their names. There may be none.
+func Send(conn *net.UnixConn, files []*os.File) error {
 	var names []string
 	var fds []int
 	for _, f := range files {
@@ -50,18 +51,26 @@ func send(conn *net.UnixConn, files []*os.File) error {
 		fds = append(fds, int(f.Fd()))
 	}
 	data, err := json.Marshal(names)
-	if err == nil {
-		_, _, err = conn.WriteMsgUnix(data, unix.UnixRights(fds...), nil)
+	if err != nil {
+		return err
 	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err = conn.WriteMsgUnix(data, rights, nil)
 	return err
 }
 
-// receive gets what send has sent. The files are the caller's to close.
-func receive(conn *net.UnixConn) ([]*os.File, error) {
+// Receive gets what Send has sent. The files are the caller's to close.
+func Receive(conn *net.UnixConn) ([]*os.File, error) {
 	data, control := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4*253)) // SCM_MAX_FD of include/net/scm.h
 	n, controls, _, _, err := conn.ReadMsgUnix(data, control)
 	if err != nil {
 		return nil, err
+	}
+	if n == 0 {
+		return nil, errors.New("the manager has ended")
 	}
 	var files []*os.File
 	messages, err := unix.ParseSocketControlMessage(control[:controls])
@@ -78,17 +87,15 @@ func receive(conn *net.UnixConn) ([]*os.File, error) {
 			files = append(files, os.NewFile(uintptr(fd), name))
 		}
 	}
-	if err == nil && len(files) == 0 {
-		err = errors.New("the manager passed nothing on")
-	}
 	if err != nil {
-		closeAll(files)
+		CloseAll(files)
 		return nil, err
 	}
 	return files, nil
 }
 
-func closeAll(files []*os.File) {
+// CloseAll closes files.
+func CloseAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
