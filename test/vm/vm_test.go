@@ -58,6 +58,7 @@ func run(m *testing.M) int {
 		{"--os", "forky", "--os", "trixie", "--initrd", "dracut"},
 		append([]string{"--os", "forky"}, users...),
 		append([]string{"--os", "forky"}, compiler...),
+		{"--os", "forky", "--package", "qemu-system-x86"},
 	} {
 		cmd := exec.Command("../../bin/hfvm", append([]string{"build"}, args...)...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -130,6 +131,11 @@ func TestCustody(t *testing.T) {
 			guest(t, script, append(args, "--next-kernel", "7.3", "--timeout", "600")...)
 		})
 	}
+}
+
+// Commands that know nothing of updates.
+func TestRun(t *testing.T) {
+	guest(t, "run.sh", "--next-kernel", "7.3", "--timeout", "600")
 }
 
 // What clients park, when they or holdfastd die at each step.
