@@ -12,11 +12,11 @@ GOFLAGS_ = -trimpath -buildvcs=false -ldflags '-s -w -X github.com/holdfast-proj
 
 export CGO_ENABLED = 0
 
-.PHONY: build install test test-fast test-browser test-vm test-kill lint bench demo demo-update demo-kernel clean
+.PHONY: build install test test-fast test-browser test-vm test-kill lint bench demo demo-update demo-kernel demo-vm clean
 
 build: ## static binaries in bin/
 	mkdir -p bin
-	$(GO) build $(GOFLAGS_) -o bin/ ./cmd/... ./examples/notebook ./examples/vm-manager
+	$(GO) build $(GOFLAGS_) -o bin/ ./cmd/... ./examples/notebook ./examples/vm-manager ./examples/vmm ./examples/vmm/guest
 
 install: build ## into $(DESTDIR), where a distribution would
 	install -D -m 0755 bin/holdfast $(DESTDIR)$(PREFIX)/bin/holdfast
@@ -28,6 +28,8 @@ install: build ## into $(DESTDIR), where a distribution would
 	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfastd.service $(DESTDIR)$(UNITDIR)/holdfast-updated.service
 	sed 's#/usr/bin#$(PREFIX)/bin#' packaging/systemd/holdfast-quiesce.service > $(DESTDIR)$(UNITDIR)/holdfast-quiesce.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfast-quiesce.service
+	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/holdfast-run@.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/holdfast/memcached packaging/memcached/holdfast.conf packaging/memcached/50-memcached.toml
 	install -D -m 0644 packaging/systemd/logind-holdfast.conf $(DESTDIR)$(LOGINDDIR)/50-holdfast.conf
 	install -D -m 0644 -t $(DESTDIR)$(POLICYDIR) packaging/policy/10-holdfast-updated.toml
 	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
@@ -76,6 +78,10 @@ demo-update: ## an update with three participants, called off and then carried o
 demo-kernel: build ## the same on real kernels, 7.2 -> 7.3 -> 7.2, in a virtual machine
 	$(GO) build $(GOFLAGS_) -o bin/ ./demo
 	@bin/demo kernel
+
+demo-vm: build ## a virtual machine of QEMU that goes on after its host's kernel was changed, 7.2 -> 7.3 -> 7.2
+	$(GO) build $(GOFLAGS_) -o bin/ ./demo ./examples/vmm ./examples/vmm/guest
+	@bin/demo vm
 
 clean:
 	rm -rf bin
