@@ -424,19 +424,17 @@ func (m *machine) quiesce(ctx context.Context, _ *holdfast.Round) error {
 	return m.park(ctx)
 }
 
-// abort has the machine go on. The session is given up already, unless the scope is being stopped: then one that is
-// parked stays so.
+// abort has the machine go on. The session is given up already; but where the scope is being stopped, one that is parked may
+// have stayed so.
 func (m *machine) abort(reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving && m.parked {
-		return
+	m.parked = false
+	if m.leaving {
+		return // stop looks
 	}
-	if m.session != nil {
-		m.session.Close()
-	}
-	m.session, m.parked = nil, false
-	if m.leaving || !m.stands {
+	m.session = nil
+	if !m.stands {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
@@ -467,12 +465,18 @@ func (m *machine) parkAtEnd(ctx context.Context) error {
 	if err := m.dead(); err != nil && m.saved == nil {
 		return err
 	}
-	if m.session == nil {
-		if err := m.preserve(ctx, func() (*holdfast.Session, error) {
-			return m.client.Acquire(ctx, sessionName, holdfast.WithReplace())
-		}); err != nil {
-			return err
+	if m.session != nil {
+		if err := m.park(ctx); err == nil {
+			return nil
 		}
+		// It was given up with its round.
+		m.session.Close()
+		m.session = nil
+	}
+	if err := m.preserve(ctx, func() (*holdfast.Session, error) {
+		return m.client.Acquire(ctx, sessionName, holdfast.WithReplace())
+	}); err != nil {
+		return err
 	}
 	return m.park(ctx)
 }

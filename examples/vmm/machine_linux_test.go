@@ -636,7 +636,18 @@ func TestSwitchWhilePreserved(t *testing.T) {
 		h.anew("vm1")
 		vm1 := h.start("vm1", "fresh", "the update came before it was saved")
 		vm1.goesOn()
+
+		// It is stopped when it is saved for an update, which is called off then.
+		prepare, _ := h.gate()
+		h.load()
+		update := h.tool("update", "--yes")
+		prepare.open <- struct{}{}
+		h.comes("quiescing", "vm1", "ready")
 		vm1.stop()
+		if said := h.tool("cancel")(); !strings.HasSuffix(said, "<nil>") {
+			t.Error(said)
+		}
+		update()
 		h.start("vm1", "parked", "").goesOn()
 	})
 }
