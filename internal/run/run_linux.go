@@ -146,7 +146,12 @@ func (r *runner) choose(ctx context.Context) error {
 		case store.Preserve != "yes":
 			why = store.Unit + " has FileDescriptorStorePreserve=" + store.Preserve
 		default:
-			r.own = true
+			// Not to everybody who may store: only root may ask (org.freedesktop.systemd1.conf, systemd 262).
+			if _, err := store.Entries(ctx); err != nil {
+				why = err.Error()
+			} else {
+				r.own = true
+			}
 		}
 		if err == nil {
 			defer store.Close()
