@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -175,12 +176,13 @@ func (l *Load) await(ctx context.Context, address string, i int) (hit bool, err 
 		err error
 	}
 	answers := make(chan answer)
+	var put atomic.Bool // by an attempt whose answer came too late, or is still to come
 	attempt := func() {
 		ctx, stop := context.WithTimeout(ctx, 5*time.Second)
 		defer stop()
-		hit, err := l.one(ctx, address, i)
+		hit, err := l.one(ctx, address, i, &put)
 		select {
-		case answers <- answer{hit, err}:
+		case answers <- answer{hit && !put.Load(), err}:
 		case <-ctx.Done():
 		}
 	}
@@ -203,7 +205,7 @@ func (l *Load) await(ctx context.Context, address string, i int) (hit bool, err 
 }
 
 // one is a single attempt of await.
-func (l *Load) one(ctx context.Context, address string, i int) (hit bool, err error) {
+func (l *Load) one(ctx context.Context, address string, i int, put *atomic.Bool) (hit bool, err error) {
 	c, err := dial(ctx, address)
 	if err != nil {
 		return false, err
@@ -219,6 +221,7 @@ func (l *Load) one(ctx context.Context, address string, i int) (hit bool, err er
 	if err != nil || bytes.Equal(value, l.values[i]) && value != nil {
 		return err == nil, err
 	}
+	put.Store(true)
 	if err := errors.Join(c.sendSet(l.keys[i], l.values[i]), c.w.Flush()); err != nil {
 		return false, err
 	}
@@ -229,32 +232,4 @@ func (l *Load) one(ctx context.Context, address string, i int) (hit bool, err er
 		err = fmt.Errorf("%s isn't served as it was put in a moment ago", l.keys[i])
 	}
 	return false, err
-}
-
-// Stats is what memcached says of itself, by name.
-func Stats(ctx context.Context, address string) (map[string]string, error) {
-	c, err := dial(ctx, address)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	if _, err := io.WriteString(c, "stats\r\n"); err != nil {
-		return nil, err
-	}
-	stats := map[string]string{}
-	for {
-		line, err := c.line()
-		if err != nil {
-			return nil, fmt.Errorf("stats: %w", err)
-		}
-		if line == "END" {
-			return stats, nil
-		}
-		rest, ok := strings.CutPrefix(line, "STAT ")
-		name, value, two := strings.Cut(rest, " ")
-		if !ok || !two {
-			return nil, fmt.Errorf("memcached answered %q to stats", line)
-		}
-		stats[name] = value
-	}
 }

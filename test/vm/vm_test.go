@@ -39,6 +39,7 @@ func run(m *testing.M) int {
 		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/witness", "../witness"},
 		{"go", "build", "-trimpath", "-o", tree + "/test/kill", "../kill"},
 		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/fleet", "../fleet"},
+		{"go", "build", "-trimpath", "-o", tree + "/usr/bin/keep", "../memcached/keep"},
 		{"go", "build", "-trimpath", "-ldflags", "-X github.com/holdfast-project/holdfast/internal/version.Version=next", "-o", tree + "/test/holdfastd-next", "../../cmd/holdfastd"},
 		{"go", "test", "-c", "-o", tree + "/liveupdate.test", "../../liveupdate"},
 		{"go", "test", "-c", "-o", tree + "/test/guest.test", "../guest"},
@@ -59,6 +60,7 @@ func run(m *testing.M) int {
 		append([]string{"--os", "forky"}, users...),
 		append([]string{"--os", "forky"}, compiler...),
 		{"--os", "forky", "--package", "qemu-system-x86"},
+		{"--os", "forky", "--package", "memcached"},
 	} {
 		cmd := exec.Command("../../bin/hfvm", append([]string{"build"}, args...)...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
