@@ -116,7 +116,8 @@ func runCommand() *cobra.Command {
 				err = fmt.Errorf("%s has ended with status %d", args[0], status)
 			}
 			if err != nil {
-				return &exitError{status, explain(err)}
+				// Not explained by what this process sees of the kernel: its unit need not have the device.
+				return &exitError{status, err}
 			}
 			return nil
 		},
