@@ -12,7 +12,7 @@ GOFLAGS_ = -trimpath -buildvcs=false -ldflags '-s -w -X github.com/holdfast-proj
 
 export CGO_ENABLED = 0
 
-.PHONY: build install test test-fast test-browser test-vm test-kill lint bench demo demo-update demo-kernel demo-vm clean
+.PHONY: build install test test-fast test-browser test-vm test-kill lint bench demo demo-update demo-kernel demo-vm demo-memcached clean
 
 build: ## static binaries in bin/
 	mkdir -p bin
@@ -82,6 +82,10 @@ demo-kernel: build ## the same on real kernels, 7.2 -> 7.3 -> 7.2, in a virtual 
 demo-vm: build ## a virtual machine of QEMU that goes on after its host's kernel was changed, 7.2 -> 7.3 -> 7.2
 	$(GO) build $(GOFLAGS_) -o bin/ ./demo ./examples/vmm ./examples/vmm/guest
 	@bin/demo vm
+
+demo-memcached: build ## a memcached with all of its keys after an update, 7.2 -> 7.3, and with none after a kexec without Holdfast
+	$(GO) build $(GOFLAGS_) -o bin/ ./demo
+	@bin/demo memcached
 
 clean:
 	rm -rf bin

@@ -3,7 +3,7 @@
 // Command demo shows a service's memory going over two live updates of the kernel: on luosim, an emulator that needs
 // nothing but this machine, or on real kernels in a virtual machine, 7.2 to 7.3 and back. Both run story.sh. The service is
 // the notebook; its memory is filled with random values, whose checksum is kept here, outside. vm.sh has a virtual machine of
-// QEMU in its place, and update.sh an update that is called off before one is carried out.
+// QEMU in its place, memcached.sh a memcached, and update.sh an update that is called off before one is carried out.
 //
 // It is started in the root of the source tree, where bin has what it runs.
 package main
@@ -49,8 +49,8 @@ func main() {
 		}
 		return
 	}
-	if verb != "luosim" && verb != "kernel" && verb != "update" && verb != "vm" || len(os.Args) > 2 {
-		fmt.Fprintln(os.Stderr, "usage: demo luosim|kernel|update|vm")
+	if verb != "luosim" && verb != "kernel" && verb != "update" && verb != "vm" && verb != "memcached" || len(os.Args) > 2 {
+		fmt.Fprintln(os.Stderr, "usage: demo luosim|kernel|update|vm|memcached")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -61,6 +61,9 @@ func main() {
 	}
 	if verb == "vm" {
 		tell = showMachine
+	}
+	if verb == "memcached" {
+		tell = showMemcached
 	}
 	if err := tell(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)

@@ -19,10 +19,10 @@ const signal = "told"
 
 // Ways are those in which memcached is stopped and started again, and what is in between.
 var Ways = map[string]string{
-	"holdfast": "Holdfast, another kernel",
-	"cold":     "systemctl kexec, another kernel",
-	"restart":  "its own restart, the same kernel",
-	"store":    "systemd's fd store, another kernel",
+	"holdfast": "Holdfast, 7.2 to 7.3",
+	"cold":     "systemctl kexec, 7.3 to 7.2",
+	"restart":  "its own restart, no update",
+	"store":    "systemd's fd store, 7.2 to 7.3",
 }
 
 // A Stop is what came of a memcached's keys after one of its stops.
@@ -35,8 +35,8 @@ type Stop struct {
 }
 
 // Over draws values, puts them into the memcached at an address, tells whoever waits there for "leave-WAY" to have it stopped and started
-// again, waits until all of the values are served once more, and tells "done-WAY".
-func Over(ctx context.Context, address, way string) (Stop, error) {
+// again, waits until all of the values are served once more, and tells "done-WAY". It says what it has come to.
+func Over(ctx context.Context, address, way string, say func(format string, args ...any)) (Stop, error) {
 	l := NewLoad(Keys)
 	s := Stop{Way: way, Bytes: l.Bytes()}
 	if err := l.Fill(ctx, address); err != nil {
@@ -49,6 +49,7 @@ func Over(ctx context.Context, address, way string) (Stop, error) {
 	if s.Before.HitRate() != 1 {
 		return s, fmt.Errorf("memcached, just filled: %v; is its -m too small?", s.Before)
 	}
+	say("%d values, %.1f MB, are in memcached; asked for each: %v", l.Keys(), float64(l.Bytes())/1e6, s.Before)
 	// Its end is that of the connection.
 	c, err := dial(ctx, address)
 	if err != nil {
@@ -62,12 +63,17 @@ func Over(ctx context.Context, address, way string) (Stop, error) {
 		return s, fmt.Errorf("waiting for the end of memcached: %w", err)
 	}
 	stopped := time.Now()
+	say("memcached has stopped")
 	again, err := l.Again(ctx, address)
 	if err != nil {
 		return s, fmt.Errorf("after the stop: %w", err)
 	}
 	s.After, s.First, s.All = again.Check, again.First.Sub(stopped), again.All.Sub(stopped)
 	s.Reload = again.Check.Hits < l.Keys()
+	say("%.1f s later it served the first of them, %.1f s later all; asked for each: %v", s.First.Seconds(), s.All.Seconds(), s.After)
+	if s.Reload {
+		say("what it did not have was put in again")
+	}
 	done, err := dial(ctx, address)
 	if err != nil {
 		return s, err

@@ -23,9 +23,9 @@ func TestMemcached(t *testing.T) {
 	t.Parallel()
 	begun := time.Now()
 	port := freePort(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "../../bin/hfvm", "run", "--quiet-console", "--add", tree+":/",
+	machine, stop := context.WithCancel(t.Context())
+	defer stop()
+	cmd := exec.CommandContext(machine, "../../bin/hfvm", "run", "--quiet-console", "--add", tree+":/",
 		"--package", "memcached", "--next-kernel", "7.3", "--memory", "2048", "--forward", port+":11211", "--timeout", "900", "memcached.sh")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	out, err := cmd.StdoutPipe()
@@ -36,6 +36,8 @@ func TestMemcached(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(machine)
+	defer cancel()
 	ways := make(chan string, 4)
 	go func() {
 		defer close(ways)
@@ -51,16 +53,17 @@ func TestMemcached(t *testing.T) {
 	}()
 	var stops []memcached.Stop
 	for way := range ways {
-		stop, err := memcached.Over(ctx, "127.0.0.1:"+port, way)
+		over, err := memcached.Over(ctx, "127.0.0.1:"+port, way, func(format string, args ...any) {
+			fmt.Printf("%s: %s: %s\n", t.Name(), memcached.Ways[way], fmt.Sprintf(format, args...))
+		})
 		if err != nil {
 			t.Errorf("%s: %v", way, err)
 			break
 		}
-		stops = append(stops, stop)
-		fmt.Printf("%s: %s: before %v, after %v\n", t.Name(), way, stop.Before, stop.After)
+		stops = append(stops, over)
 	}
 	if t.Failed() {
-		cancel()
+		stop()
 	}
 	for range ways {
 	}
@@ -71,10 +74,10 @@ func TestMemcached(t *testing.T) {
 		fmt.Printf("%s: %s", t.Name(), line)
 	}
 	seen := map[string]memcached.Check{}
-	for _, stop := range stops {
-		seen[stop.Way] = stop.After
-		if stop.Bytes < 100_000_000 {
-			t.Errorf("%s: the values have %d bytes", stop.Way, stop.Bytes)
+	for _, s := range stops {
+		seen[s.Way] = s.After
+		if s.Bytes < 100_000_000 {
+			t.Errorf("%s: the values have %d bytes", s.Way, s.Bytes)
 		}
 	}
 	all := memcached.Check{Hits: memcached.Keys}
