@@ -30,6 +30,9 @@ install: build ## into $(DESTDIR), where a distribution would
 	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfast-quiesce.service
 	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/holdfast-run@.service
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/holdfast/memcached packaging/memcached/holdfast.conf packaging/memcached/50-memcached.toml
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/holdfast-qemu packaging/qemu/start packaging/qemu/stop
+	sed 's#/usr/libexec#$(PREFIX)/libexec#' packaging/qemu/holdfast-qemu@.service > $(DESTDIR)$(UNITDIR)/holdfast-qemu@.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfast-qemu@.service
 	install -D -m 0644 packaging/systemd/logind-holdfast.conf $(DESTDIR)$(LOGINDDIR)/50-holdfast.conf
 	install -D -m 0644 -t $(DESTDIR)$(POLICYDIR) packaging/policy/10-holdfast-updated.toml
 	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
