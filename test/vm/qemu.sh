@@ -5,6 +5,7 @@
 . /test/lib.sh
 
 console=/root/console
+: >>$console
 
 # ticks MORE: until the guest has told of as many more, all in order, with one word and whole memory
 ticks() {
@@ -45,6 +46,7 @@ case $HFVM_BOOT in
 
 	say "SIGKILL of QEMU: a machine that is switched on, with a word of its own"
 	mv $console /root/console.before
+	: >$console
 	pkill -9 qemu-system
 	ticks 1
 	[ "$(grep -m 1 '^tick ' $console | cut -d' ' -f4)" != "$(grep -m 1 '^tick ' /root/console.before | cut -d' ' -f4)" ] ||
