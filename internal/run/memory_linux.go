@@ -128,9 +128,6 @@ func find(ctx context.Context, c Config, client *holdfast.Client) (found *holdfa
 	return found, err
 }
 
-// halfError says why memory can't be gone on with.
-type halfError struct{ error }
-
 // goOn takes what is kept, as long as it is what the configuration asks for.
 func goOn(c Config, kept *holdfast.Committed) (m *memory, err error) {
 	var names []string
@@ -164,7 +161,7 @@ func goOn(c Config, kept *holdfast.Committed) (m *memory, err error) {
 	}()
 	r, err := readRecord(m.record)
 	if err != nil {
-		return m, &halfError{err}
+		return m, fmt.Errorf("what is kept in session %q: %w", c.Session, err)
 	}
 	m.generation, m.stopped = r.Generation, r.Stopped
 	m.recordWas = make([]byte, recordSize)
@@ -220,7 +217,7 @@ func changed(c Config, what string) error {
 }
 
 func read(f *os.File, size int64) ([]byte, error) {
-	if f == nil || size > CarriedMax {
+	if f == nil || size < 0 || size > CarriedMax {
 		return nil, errors.New("the record doesn't fit to what the session holds")
 	}
 	data := make([]byte, size)

@@ -4,6 +4,8 @@ package run
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -110,6 +112,64 @@ func TestToldToEndInARoundThatHasCommitted(t *testing.T) {
 			t.Fatal(status, err)
 		}
 		comesBack(t, client, restart, 1, "x\n")
+	})
+}
+
+// A record that can't be understood, or not be read, is no reason to throw away what is kept.
+func TestAnotherVersionsRecordIsLeftAlone(t *testing.T) {
+	emulated(t, func(t *testing.T, client *holdfast.Client) {
+		r := runs(t, client, "echo x >&3; exec sleep 1000", Config{})
+		r.wrote(t, "x")
+		if status, err := r.end(nil, nil); status != 0 || err != nil {
+			t.Fatal(status, err)
+		}
+		was := make([]byte, recordSize)
+		if _, err := r.memory.record.ReadAt(was, 0); err != nil {
+			t.Fatal(err)
+		}
+		text := []byte(`{"version":2}`)
+		data := binary.LittleEndian.AppendUint64(nil, uint64(len(text)))
+		data = append(data, text...)
+		sum := sha256.Sum256(data)
+		r.memory.record.WriteAt(append(sum[:], data...), 0)
+		_, err := begin(t.Context(), r.Config, client, t.Logf)
+		if err == nil || !strings.Contains(err.Error(), "has version 2") {
+			t.Errorf("%v", err)
+		}
+		r.memory.record.WriteAt(was, 0)
+		comesBack(t, client, restart, 1, "x\n")
+	})
+}
+
+// A death between the two steps of a start leaves a clean start; where the command can't be executed, nothing is lost.
+func TestMemoryIsTakenBeforeTheCommandStarts(t *testing.T) {
+	emulated(t, func(t *testing.T, client *holdfast.Client) {
+		r := runs(t, client, "echo x >&3; exec sleep 1000", Config{})
+		r.wrote(t, "x")
+		if status, err := r.end(nil, nil); status != 0 || err != nil {
+			t.Fatal(status, err)
+		}
+		r.Command = []string{"/nowhere/such"}
+		next := &runner{Config: r.Config, client: client, say: t.Logf, again: make(chan struct{}, 1), phase: pausing}
+		begins := func() {
+			t.Helper()
+			var err error
+			if next.memory, err = begin(t.Context(), r.Config, client, t.Logf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begins()
+		if status, err := next.start(true); status != 127 || err == nil {
+			t.Error(status, err)
+		}
+		next.memory.close()
+		comesBack(t, client, restart, 1, "x\n")
+		begins()
+		if err := next.memory.take(); err != nil {
+			t.Fatal(err)
+		}
+		next.memory.close() // as by SIGKILL
+		comesBack(t, client, fresh, 0, "\x00\x00")
 	})
 }
 
