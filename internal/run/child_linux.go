@@ -193,13 +193,16 @@ type request struct {
 	err  error
 }
 
-// ask makes a request, unless a stop command of an earlier one still runs.
-func (c *child) ask() *request {
+// ask makes a request, unless a stop command of an earlier one still runs, or one was made well and is not to be made again.
+func (c *child) ask(again bool) *request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.request != nil {
 		select {
 		case <-c.request.made:
+			if !again && c.request.err == nil {
+				return c.request
+			}
 		default:
 			return c.request
 		}
@@ -218,7 +221,15 @@ func (c *child) ask() *request {
 // not have heard.
 func (c *child) Stop(ctx context.Context) (ending, error) {
 	c.stops.Store(true)
-	asked := c.ask()
+	return c.await(ctx, c.ask(true))
+}
+
+// GoOnStopping is for a Stop that was broken off: a command that was asked isn't asked again, which many take for impatience.
+func (c *child) GoOnStopping(ctx context.Context) (ending, error) {
+	return c.await(ctx, c.ask(false))
+}
+
+func (c *child) await(ctx context.Context, asked *request) (ending, error) {
 	// The stop command may have something to do when the command has ended.
 	if !await(ctx, asked.made) {
 		return ending{}, fmt.Errorf("the stop command has not ended: %w", context.Cause(ctx))

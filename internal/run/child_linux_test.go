@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 		fmt.Println(c.PID())
 		<-c.Done()
 		os.Exit(0)
+	case "survivor":
+		os.Exit(survive())
 	case "notifier":
 		if err := systemd.Notify("READY=1"); err != nil {
 			fmt.Fprintln(os.Stderr, err)

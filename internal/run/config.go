@@ -48,7 +48,7 @@ const CarriedMax = 64 << 20
 func ParseMemory(s string) (Memory, error) {
 	name, rest, ok := strings.Cut(s, "=")
 	size, path, linked := strings.Cut(rest, ":")
-	m := Memory{Name: name, Path: path}
+	m := Memory{Name: name}
 	err := checkName(name)
 	switch {
 	case !ok:
@@ -62,6 +62,9 @@ func ParseMemory(s string) (Memory, error) {
 	if err != nil {
 		err = fmt.Errorf("--mem %q: %w", s, err)
 	}
+	if linked {
+		m.Path = filepath.Clean(path) // as Check compares them
+	}
 	return m, err
 }
 
@@ -74,7 +77,7 @@ func ParseFile(s string) (File, error) {
 	if err := checkName(name); err != nil {
 		return File{}, fmt.Errorf("--file %q: %w", s, err)
 	}
-	return File{name, path}, nil
+	return File{name, filepath.Clean(path)}, nil
 }
 
 // checkName takes names that an environment variable can have too.

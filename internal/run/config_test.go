@@ -16,6 +16,7 @@ func TestMemoryOnTheCommandLine(t *testing.T) {
 		"ram=4096":            {"ram", 4096, ""},
 		"ram=64M:/run/x/ram":  {"ram", 64 << 20, "/run/x/ram"},
 		"Ram_2=1G:/run/x:1/r": {"Ram_2", 1 << 30, "/run/x:1/r"},
+		"ram=1:/run//x/../y/": {"ram", 1, "/run/y"},
 	} {
 		if got, err := ParseMemory(s); got != want || err != nil {
 			t.Errorf("%s: %+v, %v", s, got, err)
@@ -29,7 +30,7 @@ func TestMemoryOnTheCommandLine(t *testing.T) {
 			t.Errorf("%s: %v, want %q", s, err, says)
 		}
 	}
-	if f, err := ParseFile("meta:/run/x/m"); f != (File{"meta", "/run/x/m"}) || err != nil {
+	if f, err := ParseFile("meta:/run//x/m"); f != (File{"meta", "/run/x/m"}) || err != nil {
 		t.Error(f, err)
 	}
 	for _, s := range []string{"meta", "meta:x", ":/x"} {
@@ -81,9 +82,14 @@ func TestARecordTellsWholeFromHalf(t *testing.T) {
 	if r, err := readRecord(f); err != nil || r.Generation != 7 || len(r.Memory) != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
+	var half *halfError
 	f.WriteAt([]byte("8"), recordHead+14)
-	if _, err := readRecord(f); err == nil {
-		t.Error("a record that was changed was taken")
+	if _, err := readRecord(f); !errors.As(err, &half) {
+		t.Errorf("a record that was changed: %v", err)
+	}
+	f.WriteAt([]byte{0xff}, recordHead-1)
+	if _, err := readRecord(f); !errors.As(err, &half) {
+		t.Errorf("a record of an endless length: %v", err)
 	}
 	if err := takeBack(f); err != nil {
 		t.Fatal(err)

@@ -128,9 +128,6 @@ func find(ctx context.Context, c Config, client *holdfast.Client) (found *holdfa
 	return found, err
 }
 
-// halfError says why memory can't be gone on with.
-type halfError struct{ error }
-
 // goOn takes what is kept, as long as it is what the configuration asks for.
 func goOn(c Config, kept *holdfast.Committed) (m *memory, err error) {
 	var names []string
@@ -164,7 +161,7 @@ func goOn(c Config, kept *holdfast.Committed) (m *memory, err error) {
 	}()
 	r, err := readRecord(m.record)
 	if err != nil {
-		return m, &halfError{err}
+		return m, fmt.Errorf("what is kept in session %q: %w", c.Session, err)
 	}
 	m.generation, m.stopped = r.Generation, r.Stopped
 	m.recordWas = make([]byte, recordSize)
@@ -220,7 +217,7 @@ func changed(c Config, what string) error {
 }
 
 func read(f *os.File, size int64) ([]byte, error) {
-	if f == nil || size > CarriedMax {
+	if f == nil || size < 0 || size > CarriedMax {
 		return nil, errors.New("the record doesn't fit to what the session holds")
 	}
 	data := make([]byte, size)
@@ -347,6 +344,32 @@ func (m *memory) unchanged(wanted []Memory) error {
 	return nil
 }
 
+// within has do work on a path by way of its directory, which is opened first. Root follows no links there: if one of the
+// directories above is the command's user's, that user could have this process read or write anywhere.
+func within(p string, do func(at string) error) error {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC}
+	if os.Geteuid() == 0 {
+		how.Resolve = unix.RESOLVE_NO_SYMLINKS
+	}
+	raw, err := unix.Openat2(unix.AT_FDCWD, filepath.Dir(p), &how)
+	if err == unix.ELOOP && how.Resolve != 0 {
+		return fmt.Errorf("%s: one of its directories is a symbolic link, which root doesn't follow here: give the path that it leads to", p)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: filepath.Dir(p), Err: err}
+	}
+	defer unix.Close(raw)
+	at := filepath.Join("/proc/self/fd", strconv.Itoa(raw), filepath.Base(p))
+	err = do(at)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		e.Path = strings.Replace(e.Path, at, p, 1)
+	}
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
+		e.Old, e.New = strings.Replace(e.Old, at, p, 1), strings.Replace(e.New, at, p, 1)
+	}
+	return err
+}
+
 // link puts symbolic links where the command looks for its memory. Only one that leads to a descriptor is replaced.
 func link(wanted []Memory) error {
 	for i, w := range wanted {
@@ -356,11 +379,11 @@ func link(wanted []Memory) error {
 		if isLink, err := ourLink(w.Path); err != nil {
 			return err
 		} else if isLink {
-			if err := os.Remove(w.Path); err != nil {
+			if err := within(w.Path, os.Remove); err != nil {
 				return err
 			}
 		}
-		if err := os.Symlink(path(i), w.Path); err != nil {
+		if err := within(w.Path, func(at string) error { return os.Symlink(path(i), at) }); err != nil {
 			return fmt.Errorf("the link to memory %q: %w", w.Name, err)
 		}
 	}
@@ -369,7 +392,11 @@ func link(wanted []Memory) error {
 
 // ourLink tells whether there is one from an earlier run; something else is an error.
 func ourLink(p string) (bool, error) {
-	target, err := os.Readlink(p)
+	var target string
+	err := within(p, func(at string) (err error) {
+		target, err = os.Readlink(at)
+		return err
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
@@ -377,6 +404,8 @@ func ourLink(p string) (bool, error) {
 		return true, nil
 	case err == nil:
 		return false, fmt.Errorf("%s exists, and leads to %s: the link to the memory was to be there. Take it away, or give another PATH", p, target)
+	case !errors.Is(err, unix.EINVAL):
+		return false, err
 	}
 	return false, fmt.Errorf("%s exists, and isn't a link: the link to the memory was to be there. Take it away, or give another PATH", p)
 }
@@ -385,7 +414,7 @@ func ourLink(p string) (bool, error) {
 func unlink(wanted []Memory) {
 	for _, w := range wanted {
 		if ours, err := ourLink(w.Path); w.Path != "" && ours && err == nil {
-			os.Remove(w.Path)
+			within(w.Path, os.Remove)
 		}
 	}
 }
@@ -397,7 +426,11 @@ const old = ".old"
 func (m *memory) place(files []File, say func(string, ...any)) error {
 	for _, f := range files {
 		data, carried := m.carried[f.Name]
-		there, err := os.Lstat(f.Path)
+		var there fs.FileInfo
+		err := within(f.Path, func(at string) (err error) {
+			there, err = os.Lstat(at)
+			return err
+		})
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
@@ -408,7 +441,7 @@ func (m *memory) place(files []File, say func(string, ...any)) error {
 			if now, _, err := readCarried(f.Path); carried && err == nil && bytes.Equal(now, data) {
 				continue
 			}
-			if err := os.Rename(f.Path, f.Path+old); err != nil {
+			if err := within(f.Path, func(at string) error { return os.Rename(at, at+old) }); err != nil {
 				return err
 			}
 			say("%s doesn't belong to this memory: it is %s now", f.Path, f.Path+old)
@@ -416,7 +449,7 @@ func (m *memory) place(files []File, say func(string, ...any)) error {
 		if !carried {
 			continue
 		}
-		if err := write(f.Path, data, m.modes[f.Name]); err != nil {
+		if err := within(f.Path, func(at string) error { return write(at, data, m.modes[f.Name]) }); err != nil {
 			return err
 		}
 	}
@@ -471,7 +504,11 @@ func carry(files []File) (records []carriedFile, memfds []*os.File, err error) {
 
 // readCarried takes no link and no FIFO, which the command's user could have put there for this process to follow or wait for.
 func readCarried(p string) ([]byte, fs.FileMode, error) {
-	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	var f *os.File
+	err := within(p, func(at string) (err error) {
+		f, err = os.OpenFile(at, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		return err
+	})
 	if err != nil {
 		return nil, 0, err
 	}

@@ -16,6 +16,7 @@ import (
 // record lies in the session beside the memory, in a memfd of its own. The session's manifest says that all files are there;
 // the record, that nobody has written to them since: it is taken back before the command gets the memory again.
 type record struct {
+	Version    int           `json:"version"`    // recordVersion
 	Generation uint64        `json:"generation"` // one more with each commit
 	Stopped    time.Time     `json:"stopped"`    // when the command had ended
 	Memory     []recordFile  `json:"memory"`
@@ -43,9 +44,15 @@ const (
 	recordHead = sha256.Size + 8
 )
 
-var errInUse = errors.New("it was given to the command, which was not stopped and committed since, so it may be half of what it was to be")
+const recordVersion = 1
+
+// halfError says why memory can't be gone on with. Any other error says nothing about the memory, which stays kept.
+type halfError struct{ error }
+
+var errInUse = &halfError{errors.New("it was given to the command, which was not stopped and committed since, so it may be half of what it was to be")}
 
 func writeRecord(w io.WriterAt, r record) error {
+	r.Version = recordVersion
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -78,10 +85,14 @@ func readRecord(from io.ReaderAt) (record, error) {
 	}
 	n := binary.LittleEndian.Uint64(data[sha256.Size:recordHead])
 	if n > recordSize-recordHead {
-		return r, errors.New("its record is damaged")
+		return r, &halfError{errors.New("its record is damaged")}
 	}
 	if sum := sha256.Sum256(data[sha256.Size : recordHead+n]); !bytes.Equal(sum[:], data[:sha256.Size]) {
-		return r, errors.New("the checksum of its record is wrong")
+		return r, &halfError{errors.New("the checksum of its record is wrong")}
 	}
-	return r, json.Unmarshal(data[recordHead:recordHead+n], &r)
+	err := json.Unmarshal(data[recordHead:recordHead+n], &r)
+	if r.Version != recordVersion {
+		return r, fmt.Errorf("its record has version %d, and this \"holdfast run\" knows %d", r.Version, recordVersion)
+	}
+	return r, err
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -66,8 +67,12 @@ func Run(c Config, say func(format string, args ...any)) (int, error) {
 	if err := Check(c.Memory, c.Files); err != nil {
 		return 1, err
 	}
+	// Where nobody reads standard error any more, the Go runtime would have it end this process (os/signal, "SIGPIPE"), and the
+	// command with it. The command inherits that, as services do (IgnoreSIGPIPE= in systemd.exec(5)).
+	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, append(forwarded(), syscall.SIGTERM, syscall.SIGINT)...)
+	// What is ignored since this process was started, by nohup(1) or a shell's "&", stays so for both.
+	signal.Notify(signals, slices.DeleteFunc(append(forwarded(), syscall.SIGTERM, syscall.SIGINT), signal.Ignored)...)
 	defer signal.Stop(signals)
 	ctx, cancel := context.WithTimeout(context.Background(), beginTimeout)
 	defer cancel()
@@ -522,12 +527,19 @@ func (r *runner) fill(session *holdfast.Session) error {
 	return nil
 }
 
-// abort has the command go on. The session is given up already.
+// abort has the command go on. The session is given up already, unless it was committed and this process has left the round.
 func (r *runner) abort(reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.leaving {
-		return // what was committed stays, and what wasn't is up to end
+		// This process may have been told to end while the round was called off: then nothing is kept any more.
+		if r.session != nil && givenUp(r.session) {
+			r.session, r.complete = nil, false
+			if r.phase == committed {
+				r.phase = stopping
+			}
+		}
+		return // the rest is up to end
 	}
 	r.session, r.complete = nil, false
 	if r.notify != nil {
@@ -543,25 +555,15 @@ func (r *runner) abort(reason string) {
 	}
 }
 
+func givenUp(s *holdfast.Session) bool {
+	return errors.Is(s.LiveUpdate().Use(func(int) error { return nil }), os.ErrClosed)
+}
+
 // end is for this process being told to end, or the command having done so: it stops, and what it leaves is committed.
 func (r *runner) end(participant *holdfast.Participant, signals <-chan os.Signal) (int, error) {
 	r.mu.Lock()
 	r.leaving = true
 	r.mu.Unlock()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		for {
-			select {
-			case s := <-signals:
-				if s == syscall.SIGTERM || s == syscall.SIGINT {
-					cancel()
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
 	r.forward(fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d", (r.StopTimeout + keepTimeout).Microseconds()))
 	if participant != nil {
 		participant.Close()
@@ -570,23 +572,43 @@ func (r *runner) end(participant *holdfast.Participant, signals <-chan os.Signal
 		return 0, nil // what was kept is untouched, or what is to be kept is
 	}
 	const lost = "its memory isn't kept, since it may be half of what it was to be; the next start is a clean one"
+	stop := r.child.Stop
+	if r.phase == stopping {
+		stop = r.child.GoOnStopping
+	}
 	r.asked = r.asked || r.phase == running
-	stopCtx, cancelStop := context.WithTimeout(ctx, r.StopTimeout)
-	defer cancelStop()
-	ending, err := r.child.Stop(stopCtx)
+	ctx, cancel := context.WithTimeout(context.Background(), r.StopTimeout)
+	defer cancel()
+	go impatient(ctx, cancel, signals)
+	ending, err := stop(ctx)
 	if err != nil {
 		return 1, errors.Join(fmt.Errorf("%w: it is killed, and %s", err, lost), r.child.Kill())
 	}
 	if !r.clean(ending) {
 		return max(1, ending.ExitStatus()), fmt.Errorf("the command %v: %s", ending, lost)
 	}
-	keepCtx, cancelKeep := context.WithTimeout(ctx, keepTimeout)
-	defer cancelKeep()
-	if err := r.keep(keepCtx); err != nil {
+	// Nobody gains anything by having this broken off.
+	ctx, cancel = context.WithTimeout(context.Background(), keepTimeout)
+	defer cancel()
+	if err := r.keep(ctx); err != nil {
 		return 1, fmt.Errorf("the command has stopped, and its memory can't be kept; the next start is a clean one: %w", err)
 	}
 	r.say("committed as generation %d", r.memory.generation+1)
 	return 0, nil
+}
+
+// impatient ends the wait for the command's stop when this process is told again to end.
+func impatient(ctx context.Context, cancel func(), signals <-chan os.Signal) {
+	for {
+		select {
+		case s := <-signals:
+			if s == syscall.SIGTERM || s == syscall.SIGINT {
+				cancel()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // keep commits outside of a round.
