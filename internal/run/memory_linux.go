@@ -297,7 +297,7 @@ func room(files []*os.File, wanted []Memory) error {
 		return fmt.Errorf("which memory limit applies: %w", err)
 	}
 	if tightest != nil && tightest.Available < need {
-		return &holdfast.MemoryLimitError{Cgroup: tightest.Cgroup, Need: need, Available: tightest.Available, Limit: tightest.Limit}
+		return fmt.Errorf("too little memory: when an update is prepared, %d bytes more are needed, and the memory limit of %s (%d) has room for %d; raise MemoryMax=", need, tightest.Cgroup, tightest.Limit, tightest.Available)
 	}
 	available, err := hostMemory()
 	if err == nil && available < need {

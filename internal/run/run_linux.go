@@ -172,12 +172,10 @@ func (r *runner) choose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.Keeper == "none" && r.Park {
-		r.say("holdfastd has no keeper here: what is committed is lost if it ends before the switch")
-		return nil
-	}
 	if d.Keeper == "none" {
-		if why == "" {
+		if r.Park {
+			why = "--park leaves out this unit's fd store"
+		} else if why == "" {
 			why = "this isn't a service with an fd store"
 		}
 		return fmt.Errorf("nobody would keep the memory: %s, and holdfastd has no keeper (holdfast status). Set FileDescriptorStoreMax=%d and FileDescriptorStorePreserve=yes in the unit",

@@ -173,6 +173,19 @@ func TestMemoryIsTakenBeforeTheCommandStarts(t *testing.T) {
 	})
 }
 
+func TestWhatNobodyWouldKeepIsRefused(t *testing.T) {
+	luosim.Run(t, luosim.Machine{}, func(t *testing.T) {
+		client := orchestratortest.Dial(t, nil, nil)
+		t.Setenv("NOTIFY_SOCKET", "")
+		for park, says := range map[bool]string{true: "--park leaves out", false: "isn't a service"} {
+			r := &runner{Config: Config{Session: "run", Park: park, Memory: []Memory{{Name: "data", Size: 4096}}}, client: client, say: t.Logf}
+			if err := r.choose(t.Context()); err == nil || !strings.Contains(err.Error(), "nobody would keep the memory: ") || !strings.Contains(err.Error(), says) {
+				t.Errorf("--park %v: %v", park, err)
+			}
+		}
+	})
+}
+
 // wrote waits until the command's memory begins so.
 func (r *runner) wrote(t *testing.T, text string) {
 	t.Helper()
