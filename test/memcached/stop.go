@@ -70,7 +70,7 @@ func Over(ctx context.Context, address, way string, say func(format string, args
 	}
 	s.After, s.First, s.All = again.Check, again.First.Sub(stopped), again.All.Sub(stopped)
 	s.Reload = again.Check.Hits < l.Keys()
-	say("%.1f s later it served the first of them, %.1f s later all; asked for each: %v", s.First.Seconds(), s.All.Seconds(), s.After)
+	say("%.1f s after that the first of them was served, after %.1f s all; asked for each: %v", s.First.Seconds(), s.All.Seconds(), s.After)
 	if s.Reload {
 		say("what it did not have was put in again")
 	}

@@ -30,7 +30,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return errors.New("usage: keep MIB DIRECTORY [OPTION OF MEMCACHED], as many as wanted")
+		return errors.New("usage: keep MIB DIRECTORY [OPTIONS OF MEMCACHED]")
 	}
 	mib, err := strconv.Atoi(args[0])
 	if err != nil {
