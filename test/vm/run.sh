@@ -62,7 +62,7 @@ FileDescriptorStorePreserve=yes"
 			RuntimeDirectoryPreserve=yes
 			$store
 			Environment=UPDATE_TEST_COMMAND=/run/$unit
-			ExecStart=holdfast run --session $unit --mem data=1M:/run/$unit/link --file meta:/run/$unit/meta --stop-signal USR1 -- /test/update.test
+			ExecStart=holdfast run --session $unit --mem data=64M:/run/$unit/link --file meta:/run/$unit/meta --stop-signal USR1 -- /test/update.test
 		END
 	done
 	systemctl enable --now holdfastd.socket holdfastd.service holdfast-updated.socket holdfast-updated.service
@@ -75,22 +75,21 @@ FileDescriptorStorePreserve=yes"
 	done
 
 	say "what doesn't fit"
+	! systemd-run -q --wait --pipe -p MemoryMax=48M -p MemorySwapMax=0 holdfast run --park --session third --mem data=64M -- true 2>/root/error ||
+		fail "it started under a memory limit of less than its memory"
+	expect_in "a clean start" "too little memory: when an update is prepared" "$(cat /root/error)"
 	systemctl stop run-own
 	mkdir -p /run/systemd/system/run-own.service.d
 	cat >/run/systemd/system/run-own.service.d/no.conf <<-END
 		[Service]
 		Restart=no
-		MemoryMax=1M
-		MemorySwapMax=0
 		ExecStart=
 		ExecStart=sh -c 'exec holdfast run --session own --mem data=\$SIZE:/run/own/link --file meta:/run/own/meta --stop-signal USR1 -- /test/update.test 2>/run/own/error'
 	END
 	systemctl daemon-reload
-	systemctl set-environment SIZE=2M
-	sed -i '/^Memory/d' /run/systemd/system/run-own.service.d/no.conf
-	systemctl daemon-reload
+	systemctl set-environment SIZE=65M
 	! systemctl start run-own || fail "it started with another size"
-	expect_in "another size" "1048576 bytes in what is kept, and 2097152 by --mem" "$(cat /run/own/error)"
+	expect_in "another size" "67108864 bytes in what is kept, and 68157440 by --mem" "$(cat /run/own/error)"
 	rm -r /run/systemd/system/run-own.service.d
 	systemctl daemon-reload
 	begins own start restart 2
@@ -107,6 +106,22 @@ FileDescriptorStorePreserve=yes"
 fi
 
 for unit in $units; do
+	say "$unit: less memory than what is kept"
+	mkdir -p "/run/systemd/system/run-$unit.service.d"
+	# Nothing is retrieved: what fails for want of memory has failed for good.
+	cat >"/run/systemd/system/run-$unit.service.d/no.conf" <<-END
+		[Service]
+		Restart=no
+		MemoryMax=48M
+		MemorySwapMax=0
+		StandardError=file:/run/$unit.error
+	END
+	systemctl daemon-reload
+	! systemctl start run-$unit || fail "$unit: it started under a memory limit of less than its memory"
+	expect_in "$unit: its memory limit" "run-$unit.service" "$(cat /run/$unit.error)"
+	expect_in "$unit: its memory limit" "(48 MiB) has room for" "$(cat /run/$unit.error)"
+	rm -r "/run/systemd/system/run-$unit.service.d"
+	systemctl daemon-reload
 	generation=2
 	[ $unit = parked ] || generation=3
 	begins $unit start update $generation
