@@ -34,7 +34,7 @@ install: build ## into $(DESTDIR), where a distribution would
 	sed 's#/usr/libexec#$(PREFIX)/libexec#' packaging/qemu/holdfast-qemu@.service > $(DESTDIR)$(UNITDIR)/holdfast-qemu@.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/holdfast-qemu@.service
 	install -D -m 0644 packaging/systemd/logind-holdfast.conf $(DESTDIR)$(LOGINDDIR)/50-holdfast.conf
-	install -D -m 0644 -t $(DESTDIR)$(POLICYDIR) packaging/policy/10-holdfast-updated.toml
+	install -D -m 0644 -t $(DESTDIR)$(POLICYDIR) packaging/policy/10-holdfast-updated.toml packaging/qemu/20-holdfast-qemu.toml
 	install -D -m 0644 -t $(DESTDIR)$(UDEVDIR) packaging/udev/70-holdfast.rules
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/varlink api/io.holdfast.Sessions.varlink api/io.holdfast.Update.varlink
 	install -D -m 0644 packaging/policy/example.toml $(DESTDIR)$(PREFIX)/share/doc/holdfast/policy.example.toml

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -42,6 +43,23 @@ func start(ctx context.Context, command func(ctx context.Context, dir string) (*
 		return nil, err
 	}
 	return m, nil
+}
+
+// told are the lines that are for the demo, up to the end of the script.
+func (m *machine) told(ctx context.Context) <-chan string {
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for in := bufio.NewScanner(m); in.Scan(); {
+			if line, ok := strings.CutPrefix(in.Text(), "demo: "); ok {
+				select {
+				case lines <- line:
+				case <-ctx.Done():
+				}
+			}
+		}
+	}()
+	return lines
 }
 
 // stop ends the machine if it still runs.

@@ -3,11 +3,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -20,29 +18,18 @@ import (
 func showMemcached(ctx context.Context) error {
 	fmt.Printf("Debian's memcached runs in a virtual machine. %d random values are drawn here, outside of it: nobody in there has them\n"+
 		"but memcached. The machine's kernel is changed under it, by holdfast update and then by systemctl kexec alone.\n\n", memcached.Keys)
-	address, err := freeAddress()
+	port, err := memcached.FreePort()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	m, err := start(ctx, func(ctx context.Context, dir string) (*exec.Cmd, error) { return cacheHost(ctx, dir, address) })
+	m, err := start(ctx, func(ctx context.Context, dir string) (*exec.Cmd, error) { return cacheHost(ctx, dir, port) })
 	if err != nil {
 		return err
 	}
 	defer m.stop()
-	lines := make(chan string)
-	go func() {
-		defer close(lines)
-		for in := bufio.NewScanner(m); in.Scan(); {
-			if line, ok := strings.CutPrefix(in.Text(), "demo: "); ok {
-				select {
-				case lines <- line:
-				case <-ctx.Done():
-				}
-			}
-		}
-	}()
+	lines := m.told(ctx)
 	type outcome struct {
 		memcached.Stop
 		err error
@@ -92,7 +79,7 @@ func showMemcached(ctx context.Context) error {
 		case "ready":
 			now("values go in, and are asked for")
 			go func() {
-				stop, err := memcached.Over(ctx, address, value, func(format string, args ...any) {
+				stop, err := memcached.Over(ctx, "127.0.0.1:"+port, value, func(format string, args ...any) {
 					select {
 					case said <- fmt.Sprintf(format, args...):
 					case <-ctx.Done():
@@ -127,26 +114,12 @@ func judge(stops []memcached.Stop, kernels int) error {
 	return nil
 }
 
-// freeAddress is one that nobody listens on right now.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-// cacheHost is the machine, with memcached's port led to an address here.
-func cacheHost(ctx context.Context, dir, address string) (*exec.Cmd, error) {
+// cacheHost is the machine, with memcached's port led to one here.
+func cacheHost(ctx context.Context, dir, port string) (*exec.Cmd, error) {
 	install := exec.CommandContext(ctx, "make", "-s", "install", "DESTDIR="+dir)
 	install.Stderr = os.Stderr
 	if err := install.Run(); err != nil {
 		return nil, fmt.Errorf("make install: %w", err)
-	}
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
 	}
 	return exec.CommandContext(ctx, "bin/hfvm", "run", "--kernel", "7.2", "--next-kernel", "7.3", "--os", "forky", "--package", "memcached",
 		"--memory", "2048", "--quiet-console", "--add", dir+":/", "--forward", port+":11211", "--timeout", "600", "demo/memcached.sh"), nil

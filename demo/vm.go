@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,18 +29,7 @@ func showMachine(ctx context.Context) error {
 	}
 	defer m.stop()
 	t.doing = "the host boots"
-	lines := make(chan string)
-	go func() {
-		defer close(lines)
-		for in := bufio.NewScanner(m); in.Scan(); {
-			if line, ok := strings.CutPrefix(in.Text(), "demo: "); ok {
-				select {
-				case lines <- line:
-				case <-ctx.Done():
-				}
-			}
-		}
-	}()
+	lines := m.told(ctx)
 	quiet := time.NewTicker(silence)
 	defer quiet.Stop()
 	for open := true; open; {

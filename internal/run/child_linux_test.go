@@ -167,11 +167,9 @@ func TestASuspendedCommandIsStopped(t *testing.T) {
 	}
 }
 
-func TestACommandThatDoesNotHearIsAskedAgain(t *testing.T) {
-	c, says := command(t, `n=0; sleep 1000 & s=$!
-		trap 'n=$((n+1)); echo heard $n >&3; if [ $n = 2 ]; then kill $s; exit 0; fi' TERM
-		echo up >&3; while :; do wait $s; done`, childConfig{})
-	says.expect("up")
+// stopBrokenOff asks a command to stop, which says that it heard that, and doesn't wait for more.
+func stopBrokenOff(t *testing.T, c *child, says *said) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	failed := make(chan error, 1)
 	go func() {
@@ -183,6 +181,14 @@ func TestACommandThatDoesNotHearIsAskedAgain(t *testing.T) {
 	if err := <-failed; !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "has not ended") {
 		t.Errorf("%v", err)
 	}
+}
+
+func TestACommandThatDoesNotHearIsAskedAgain(t *testing.T) {
+	c, says := command(t, `n=0; sleep 1000 & s=$!
+		trap 'n=$((n+1)); echo heard $n >&3; if [ $n = 2 ]; then kill $s; exit 0; fi' TERM
+		echo up >&3; while :; do wait $s; done`, childConfig{})
+	says.expect("up")
+	stopBrokenOff(t, c, says)
 	isRunning(t, c)
 	if e, err := c.Stop(soon(t)); err != nil || e != (ending{}) {
 		t.Errorf("%s, %v", e, err)

@@ -211,17 +211,8 @@ func TestACommandIsNotAskedTwiceWhereItsStopGoesOn(t *testing.T) {
 		trap 'n=$((n+1)); echo heard $n >&3' TERM; trap 'kill $s; exit $((n-1))' USR1
 		echo up >&3; while :; do wait $s; done`, childConfig{})
 	says.expect("up")
-	ctx, cancel := context.WithCancel(context.Background())
-	failed := make(chan error, 1)
-	go func() {
-		_, err := c.Stop(ctx)
-		failed <- err
-	}()
-	says.expect("heard 1")
-	cancel()
-	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	stopBrokenOff(t, c, says)
+	asked := c.request
 	ended := make(chan ending, 1)
 	go func() {
 		e, err := c.GoOnStopping(soon(t))
@@ -235,6 +226,9 @@ func TestACommandIsNotAskedTwiceWhereItsStopGoesOn(t *testing.T) {
 	}
 	if e := <-ended; e != (ending{}) {
 		t.Errorf("%s", e)
+	}
+	if c.request != asked {
+		t.Error("it was asked again")
 	}
 }
 
@@ -292,7 +286,7 @@ func TestToldToEndTwiceWhenTheCommandHasStopped(t *testing.T) {
 	})
 }
 
-// The role "survivor" is a "holdfast run" that says something to nobody.
+// What is ignored by whoever starts it, as SIGHUP here, stays so. The role "survivor" is a "holdfast run" that says something to nobody.
 func TestAClosedStandardErrorIsSurvived(t *testing.T) {
 	emulated(t, func(t *testing.T, client *holdfast.Client) {
 		r, w, err := os.Pipe()
@@ -301,7 +295,11 @@ func TestAClosedStandardErrorIsSurvived(t *testing.T) {
 		}
 		r.Close()
 		dir := t.TempDir()
-		survivor := exec.Command("/proc/self/exe")
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		survivor := exec.Command("/bin/sh", "-c", `trap "" HUP; exec "$0"`, self) // as nohup(1) does
 		survivor.Env = append(os.Environ(), roleVariable+"=survivor", "SURVIVOR_STATUS="+filepath.Join(dir, "status"))
 		survivor.Stderr = w
 		err = survivor.Start()
@@ -324,8 +322,10 @@ func TestAClosedStandardErrorIsSurvived(t *testing.T) {
 		for line := range strings.Lines(string(status)) {
 			fmt.Sscanf(line, "SigIgn: %x", &ignored)
 		}
-		if ignored&(1<<(syscall.SIGPIPE-1)) == 0 {
-			t.Errorf("the command ignores the signals %x, without SIGPIPE", ignored)
+		for _, s := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGHUP} {
+			if ignored&(1<<(s-1)) == 0 {
+				t.Errorf("the command ignores the signals %x, and %v isn't among them", ignored, s)
+			}
 		}
 	})
 }

@@ -7,12 +7,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 )
 
 // Keys is how many there are in a load that is to be more than 100 MB.
 const Keys = 50_000
+
+// FreePort is one of this machine's that nobody listens on right now.
+func FreePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
 
 // signal is the key under which those who wait beside memcached find what they are told.
 const signal = "told"

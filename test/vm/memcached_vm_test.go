@@ -5,15 +5,10 @@
 package vm
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/holdfast-project/holdfast/test/memcached"
 )
@@ -21,34 +16,22 @@ import (
 // memcached, with values that nobody in the machine has. The times are told, and not judged.
 func TestMemcached(t *testing.T) {
 	t.Parallel()
-	begun := time.Now()
-	port := freePort(t)
-	machine, stop := context.WithCancel(t.Context())
-	defer stop()
-	cmd := exec.CommandContext(machine, "../../bin/hfvm", "run", "--quiet-console", "--add", tree+":/",
-		"--package", "memcached", "--next-kernel", "7.3", "--memory", "2048", "--forward", port+":11211", "--timeout", "900", "memcached.sh")
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	out, err := cmd.StdoutPipe()
+	port, err := memcached.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = cmd.Stdout
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	machine, stop := context.WithCancel(t.Context())
+	defer stop()
 	ctx, cancel := context.WithCancel(machine)
 	defer cancel()
-	ways := make(chan string, 4)
+	ways, ended := make(chan string, 4), make(chan error, 1)
 	go func() {
 		defer close(ways)
-		lines := bufio.NewScanner(out)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			fmt.Printf("%s: %s\n", t.Name(), lines.Text())
-			if way, ok := strings.CutPrefix(lines.Text(), "memcached: "); ok {
+		ended <- heard(machine, t, func(line string) {
+			if way, ok := strings.CutPrefix(line, "memcached: "); ok {
 				ways <- way
 			}
-		}
+		}, "memcached.sh", "--package", "memcached", "--next-kernel", "7.3", "--memory", "2048", "--forward", port+":11211", "--timeout", "900")
 		cancel() // what still waits for memcached need not any more
 	}()
 	var stops []memcached.Stop
@@ -67,8 +50,8 @@ func TestMemcached(t *testing.T) {
 	}
 	for range ways {
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("hfvm: %v", err)
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 	for line := range strings.Lines(memcached.Table(stops)) {
 		fmt.Printf("%s: %s", t.Name(), line)
@@ -86,20 +69,4 @@ func TestMemcached(t *testing.T) {
 			t.Errorf("%s: %v; expected %v", memcached.Ways[way], got, want)
 		}
 	}
-	fmt.Printf("%s: %.0f s\n", t.Name(), time.Since(begun).Seconds())
-}
-
-// freePort is one that nobody has right now.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# A virtual machine of QEMU by the packaged unit, under holdfast run: a stop, an update of the host's kernel, SIGKILL. Its guest is that
+# A virtual machine of QEMU by the packaged unit, under holdfast run: an update that its state can't be written for, a stop, an update
+# of the host's kernel, SIGKILL. Its guest is that
 # of examples/vmm: it has drawn a word, and looks at each tick at 16 MiB that follow from it.
 . /test/lib.sh
 
@@ -30,6 +31,19 @@ case $HFVM_BOOT in
 	systemctl enable holdfastd.socket holdfastd.service holdfast-updated.socket holdfast-updated.service holdfast-qemu@vm1
 	systemctl start holdfastd.socket holdfastd.service holdfast-updated.socket holdfast-updated.service holdfast-qemu@vm1
 	ticks 2
+	wait_for sh -c "varlinkctl call /run/holdfast/io.holdfast.Update io.holdfast.Update.Status {} | grep -q '\"run\"'"
+
+	say "its state can't be written"
+	qemu=$(pgrep -x qemu-system-x86)
+	mkdir /run/qemu-vm1/state
+	hfvm-kexec-load
+	status=0
+	holdfast update --yes || status=$?
+	expect "exit status" 4 $status
+	rmdir /run/qemu-vm1/state
+	ticks 2
+	expect "the machine that goes on" "$qemu" "$(pgrep -x qemu-system-x86)"
+
 	say "stopped and started"
 	systemctl restart holdfast-qemu@vm1
 	ticks 2

@@ -38,6 +38,11 @@ deaths() {
 	[ "$old" != "$(cat "/root/$1.word")" ] || fail "$1: the memory of a command that was killed came back"
 	# What is committed comes back, whoever died since.
 	systemctl stop "run-$1"
+	stored=$(systemctl show --value -p NFileDescriptorStore "run-$1")
+	case $1 in
+	own) [ "$stored" -gt 0 ] || fail "nothing is in the unit's own store" ;;
+	*) expect "$1, what is in its own store" 0 "$stored" ;;
+	esac
 	systemctl kill --signal=KILL holdfastd
 	begins "$1" start restart 1
 	keep_pid "$1"
@@ -46,10 +51,18 @@ deaths() {
 keep_pid() { have "$1" PID >"/run/$1.pid"; }
 
 if [ "$HFVM_BOOT" = 1 ]; then
+	mkdir -p /etc/holdfast/policy.d
+	cat >/etc/holdfast/policy.d/run.toml <<-END
+		[[rule]]
+		name = "parked"
+		cgroup = "/system.slice/run-parked.service"
+		uid = "daemon"
+		names = ["parked"]
+	END
 	for unit in $units; do
-		store="FileDescriptorStoreMax=16
-FileDescriptorStorePreserve=yes"
-		[ "$unit" = own ] || store=
+		# Whoever isn't root may store, and not look what is there: that is parked.
+		user=
+		[ "$unit" = own ] || user=User=daemon
 		cat >"/etc/systemd/system/run-$unit.service" <<-END
 			[Unit]
 			StartLimitIntervalSec=0
@@ -60,7 +73,9 @@ FileDescriptorStorePreserve=yes"
 			RestartSec=100ms
 			RuntimeDirectory=$unit
 			RuntimeDirectoryPreserve=yes
-			$store
+			FileDescriptorStoreMax=16
+			FileDescriptorStorePreserve=yes
+			$user
 			Environment=UPDATE_TEST_COMMAND=/run/$unit
 			ExecStart=holdfast run --session $unit --mem data=64M:/run/$unit/link --file meta:/run/$unit/meta --stop-signal USR1 -- /test/update.test
 		END

@@ -7,6 +7,7 @@ package vm
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -82,26 +83,36 @@ var (
 func guest(t *testing.T, script string, args ...string) {
 	t.Helper()
 	t.Parallel()
+	if err := heard(t.Context(), t, func(string) {}, script, args...); err != nil {
+		t.Error(err)
+	}
+}
+
+// heard is guest for a test that hears each line too, and may end the machine before its time, by ctx.
+func heard(ctx context.Context, t *testing.T, hear func(line string), script string, args ...string) error {
 	start := time.Now()
 	args = append([]string{"run", "--quiet-console", "--add", tree + ":/"}, args...)
-	cmd := exec.Command("../../bin/hfvm", append(args, script)...)
+	cmd := exec.CommandContext(ctx, "../../bin/hfvm", append(args, script)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	cmd.Stderr = cmd.Stdout
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		fmt.Printf("%s: %s\n", t.Name(), lines.Text())
+		hear(lines.Text())
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("hfvm %s: %v", strings.Join(cmd.Args[1:], " "), err)
+		return fmt.Errorf("hfvm %s: %w", strings.Join(cmd.Args[1:], " "), err)
 	}
 	fmt.Printf("%s: %.0f s\n", t.Name(), time.Since(start).Seconds())
+	return nil
 }
 
 const word = "WORD=kelp"
